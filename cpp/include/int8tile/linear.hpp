@@ -1,0 +1,83 @@
+// Stage 7: the three GEMMs of a linear layer. Start reading here: each function is the pipeline
+// outliers -> quantize -> gemm -> epilogue for one direction.
+#pragma once
+
+#include <cstdint>
+
+#include "int8tile/outliers.hpp"
+#include "int8tile/plan.hpp"
+#include "int8tile/quantize.hpp"
+
+namespace int8tile {
+
+/// What the forward pass keeps of x for grad_weight. Opaque: B panels with tokens innermost.
+/// Sizes in bytes come from saved_input_bytes and saved_limbs_bytes.
+struct SavedInput {
+  uint8_t* regular = nullptr;  // low limbs stand at the outlier columns
+  uint8_t* high = nullptr;     // high limbs of the outlier columns; null with capacity 0
+};
+
+/// A weight that stays packed between calls; sizes from packed_bytes.
+struct PackedWeight {
+  const uint8_t* panels = nullptr;  // null: quantise the weight in this call
+  const float* scale = nullptr;     // [rows of the operand]
+};
+
+int64_t packed_bytes(const Kernel& kernel, int64_t rows, int64_t depth);
+int64_t saved_input_bytes(const Kernel& kernel, int64_t m, int64_t k);
+int64_t saved_limbs_bytes(const Kernel& kernel, int64_t m, int64_t capacity);
+
+/// B panels of w[n,k] for the forward GEMM (transposed = false), or of w.T for grad_input.
+void pack_weight(const MatrixView& weight, const QuantizeSpec& spec, bool transposed,
+                 const CpuFacts& cpu, uint8_t* panels, float* scale);
+
+struct ForwardArgs {
+  MatrixView input;             // x [m, k]
+  MatrixView weight;            // w [n, k]; not read where `packed` is given
+  int64_t out_features = 0;     // n
+  MatrixView bias;              // [1, n]; data null: none
+  PackedWeight packed;
+  SplitSpec split;
+  QuantizeSpec spec;
+  SavedInput saved;             // null members: nothing is kept
+  float* input_scale = nullptr; // [m]
+  int32_t* index = nullptr;     // [capacity]
+  OutputView out;               // y [m, n]
+};
+
+/// y = x @ w.T + bias. Returns how many outlier columns were found and left out.
+OutlierCounts linear_forward(const ForwardArgs& args, const CpuFacts& cpu);
+
+struct GradInputArgs {
+  MatrixView grad_output;  // g [m, n]
+  MatrixView weight;       // w [n, k]; not read where `packed` is given
+  int64_t in_features = 0; // k
+  PackedWeight packed;     // of w.T
+  QuantizeSpec spec;       // scale kind and granularity of g and w; rounding of g
+  OutputView out;          // grad_x [m, k]
+};
+
+/// grad_x = g @ w.
+void linear_grad_input(const GradInputArgs& args, const CpuFacts& cpu);
+
+struct GradWeightArgs {
+  MatrixView grad_output;            // g [m, n]
+  const uint8_t* saved_regular = nullptr;
+  const uint8_t* saved_high = nullptr;
+  const float* input_scale = nullptr;  // s_x [m]
+  const int32_t* index = nullptr;      // outlier columns, ascending
+  int64_t outliers = 0;
+  int64_t in_features = 0;  // k
+  QuantizeSpec spec;
+  OutputView out;           // grad_w [n, k]
+  float* grad_bias = nullptr;  // [n] float32 sums of g; null: not wanted
+};
+
+/// grad_w = g.T @ x and, in the same pass over g, grad_bias = sum of g over tokens.
+void linear_grad_weight(const GradWeightArgs& args, const CpuFacts& cpu);
+
+/// The plan of the forward GEMM with workspace_bytes filled in.
+GemmPlan plan_linear(int64_t m, int64_t n, int64_t k, int64_t capacity, int outlier_bits,
+                     const CpuFacts& cpu);
+
+}  // namespace int8tile

@@ -1,0 +1,28 @@
+// Stage 1: which columns of an activation are outliers.
+#pragma once
+
+#include "int8tile/isa.hpp"
+#include "int8tile/types.hpp"
+
+namespace int8tile {
+
+struct OutlierCounts {
+  int32_t found = 0;     // columns held in the panels
+  int32_t overflow = 0;  // columns above the threshold that the capacity left out
+};
+
+/// Finds the columns j with max_i |x[i,j]| > threshold over finite values.
+///
+/// index  // [capacity] int32, ascending, unused slots -1
+/// mask   // [cols] uint32, 0 at outlier columns, else 0x7fffffff
+/// More than `capacity`: the ones with the largest absmax are kept, ties to the lower index.
+OutlierCounts detect_outliers(const MatrixView& x, const SplitSpec& split, const CpuFacts& cpu,
+                              int32_t* index, uint32_t* mask);
+
+/// acc[j] = bits of max_i |x[i,j] * fold[i]|; fold may be null (ones). Inf and NaN are skipped
+/// with finite_only, else they give bits >= 0x7f800000. With `sum` (or null), also the column sums
+/// of x in float32, added in blocks of 256 rows so that no thread count changes them.
+void column_absmax(const MatrixView& x, const float* fold, bool finite_only, const CpuFacts& cpu,
+                   uint32_t* acc, float* sum = nullptr);
+
+}  // namespace int8tile

@@ -1,0 +1,55 @@
+// The planner: from shapes and machine facts alone, how one segmented GEMM will run.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "int8tile/isa.hpp"
+#include "int8tile/types.hpp"
+
+namespace int8tile {
+
+/// A range of K whose sum is exact in int32; its dequantised result is added in float32.
+struct Slice {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+/// out[m,n] = a[m,k] @ b[n,k].T with up to `capacity` outlier columns of a held as two int8 limbs.
+///
+/// K is laid out as `[high limbs | low limbs | regular]`; the accumulator is shifted left by 7
+/// after the high limbs. On CPUs the low limbs sit at their own columns of the regular segment
+/// (the integers are the same), unless K is sliced.
+struct GemmPlan {
+  int64_t m = 0, n = 0, k = 0;
+  int64_t capacity = 0;     // outlier columns the panels can hold
+  int outlier_bits = 12;
+
+  CpuFacts cpu;
+  int64_t k_padded = 0;     // k rounded up to whole turns of the inner loop
+  int64_t m_block = 0, n_block = 0, k_block = 0;
+  int64_t tasks = 0;        // m blocks x n blocks, handed to threads one by one
+  int threads = 1;          // threads that have work
+  bool stream = false;      // a float32 output larger than L2 is written past the caches
+  std::vector<Slice> slices;
+  int64_t accumulator_bound = 0;  // no |accumulator| exceeds this; always below 2^31
+  int64_t workspace_bytes = 0;    // packed operands, scales and scratch of one call
+
+  bool low_in_place() const { return slices.size() <= 1; }
+  std::string text() const;
+};
+
+/// The deepest K whose int8 products always fit int32, a power of two.
+inline constexpr int64_t kSliceDepth = 131072;
+
+/// The outlier capacity used where none is given: min(k, k/16 rounded up to 32), lowered where the
+/// accumulator could overflow.
+int64_t default_capacity(int64_t k);
+
+/// Plans one GEMM. `capacity` -1 means default_capacity(k). Throws std::invalid_argument for
+/// negative sizes, bits outside 8..15, or a capacity that is outside 0..k or cannot fit int32.
+GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k, int64_t capacity, int outlier_bits,
+                   const CpuFacts& cpu);
+
+}  // namespace int8tile

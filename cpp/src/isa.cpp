@@ -1,0 +1,94 @@
+// Instruction-set detection and kernel choice.
+#include "int8tile/isa.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "int8tile/check.hpp"
+#include "kernels/kernel.hpp"
+
+namespace int8tile {
+namespace {
+
+struct Entry {
+  const Kernel* kernel;
+  bool supported;
+};
+
+// The one place that knows which kernels a build carries; best first.
+const std::vector<Entry>& entries() {
+  static const std::vector<Entry> table = {
+#if defined(INT8TILE_X86)
+      {&kAvx512VnniKernel,
+       __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
+      {&kAvx2Kernel, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                         __builtin_cpu_supports("f16c")},
+#endif
+      {&kPortableKernel, true},
+  };
+  return table;
+}
+
+std::string join(const std::vector<std::string>& names) {
+  std::string text;
+  for (const auto& name : names) text += (text.empty() ? "" : ", ") + name;
+  return text;
+}
+
+int64_t cache_bytes(int name, int64_t fallback) {
+  const long bytes = sysconf(name);
+  return bytes > 0 ? bytes : fallback;
+}
+
+}  // namespace
+
+std::vector<std::string> compiled_isas() {
+  std::vector<std::string> names;
+  for (const auto& entry : entries()) names.emplace_back(entry.kernel->name);
+  return names;
+}
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (const auto& entry : entries())
+    if (entry.supported) names.emplace_back(entry.kernel->name);
+  return names;
+}
+
+const Kernel& select_kernel(const std::string& name) {
+  std::string wanted = name;
+  if (wanted.empty())
+    if (const char* forced = std::getenv("INT8TILE_ISA")) wanted = forced;
+  for (const auto& entry : entries()) {
+    if (wanted.empty() && entry.supported) return *entry.kernel;
+    if (wanted != entry.kernel->name) continue;
+    if (!entry.supported)
+      throw UnsupportedError(concat("int8tile: the instruction set '", wanted,
+                                    "' was asked for but this CPU lacks it; it can run ",
+                                    join(supported_isas())));
+    return *entry.kernel;
+  }
+  throw std::invalid_argument(concat("int8tile: instruction set must be one of ",
+                                     join(compiled_isas()), "; got '", wanted, "'"));
+}
+
+TileShape tile_shape(const Kernel& kernel) { return {kTileRows, kernel.nr}; }
+
+std::string kernel_name(const Kernel& kernel) { return kernel.name; }
+
+CpuFacts cpu_facts(int threads, const std::string& isa) {
+  require(threads >= 1, "int8tile: threads must be at least 1; got ", threads);
+  CpuFacts facts;
+  facts.kernel = &select_kernel(isa);
+  facts.threads = threads;
+#if defined(_SC_LEVEL1_DCACHE_SIZE) && defined(_SC_LEVEL2_CACHE_SIZE)
+  facts.l1_bytes = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, facts.l1_bytes);
+  facts.l2_bytes = cache_bytes(_SC_LEVEL2_CACHE_SIZE, facts.l2_bytes);
+#endif
+  return facts;
+}
+
+}  // namespace int8tile

@@ -1,0 +1,256 @@
+// forward, grad_input and grad_weight as three ways to feed one GEMM.
+#include "int8tile/linear.hpp"
+
+#include <algorithm>
+#include <vector>
+
+#include "int8tile/check.hpp"
+#include "int8tile/gemm.hpp"
+#include "int8tile/parallel.hpp"
+#include "pack.hpp"
+#include "rows.hpp"
+
+namespace int8tile {
+
+int64_t packed_bytes(const Kernel& kernel, int64_t rows, int64_t depth) {
+  return round_up(rows, kernel.nr) * round_up(depth, kDepthAlign);
+}
+
+int64_t saved_input_bytes(const Kernel& kernel, int64_t m, int64_t k) {
+  return packed_bytes(kernel, k, m);
+}
+
+int64_t saved_limbs_bytes(const Kernel& kernel, int64_t m, int64_t capacity) {
+  return packed_bytes(kernel, capacity, m);
+}
+
+void pack_weight(const MatrixView& weight, const QuantizeSpec& spec, bool transposed,
+                 const CpuFacts& cpu, uint8_t* panels, float* scale) {
+  QuantizeSpec nearest = spec;
+  nearest.rounding = Rounding::kNearest;
+  QuantizeTargets targets;
+  if (transposed) {
+    targets.b_transposed = panels;
+    quantize_columns(weight, nullptr, nearest, cpu, targets, scale);
+  } else {
+    targets.b = panels;
+    quantize_rows(weight, nullptr, nearest, cpu, targets, nullptr, scale);
+  }
+}
+
+namespace {
+
+struct ForwardScratch {
+  ForwardScratch(Arena& arena, const GemmPlan& plan, bool pack_weight, bool bias)
+      : a(arena.take<int8_t>(plan.m * plan.k_padded)),
+        a_high(arena.take<int8_t>(plan.m * limb_depth(plan))),
+        a_low(arena.take<int8_t>(plan.low_in_place() ? 0 : plan.m * limb_depth(plan))),
+        compensation(
+            arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
+        mask(arena.take<uint32_t>(plan.capacity > 0 ? plan.k : 0)),
+        b(arena.take<uint8_t>(pack_weight ? packed_bytes(*plan.cpu.kernel, plan.n, plan.k) : 0)),
+        b_outlier(arena.take<uint8_t>(round_up(plan.n, plan.cpu.kernel->nr) * limb_depth(plan))),
+        weight_scale(arena.take<float>(pack_weight ? plan.n : 0)),
+        bias_float(arena.take<float>(bias ? plan.n : 0)) {}
+
+  static int64_t limb_depth(const GemmPlan& plan) { return round_up(plan.capacity, kGroup); }
+
+  int8_t *a, *a_high, *a_low;
+  int32_t* compensation;
+  uint32_t* mask;
+  uint8_t *b, *b_outlier;
+  float *weight_scale, *bias_float;
+};
+
+// Only the output is left to fill where K is empty: y = bias.
+void broadcast_bias(const ForwardArgs& args, int64_t m, int64_t n, const CpuFacts& cpu) {
+  std::vector<float> buffer(static_cast<std::size_t>(n), 0.0f);
+  const float* row = args.bias.data ? load_row(*cpu.kernel, args.bias, 0, buffer.data())
+                                    : buffer.data();
+  for (int64_t i = 0; i < m; ++i) store_row(*cpu.kernel, args.out, i, 0, row, n);
+}
+
+}  // namespace
+
+GemmPlan plan_linear(int64_t m, int64_t n, int64_t k, int64_t capacity, int outlier_bits,
+                     const CpuFacts& cpu) {
+  GemmPlan plan = plan_gemm(m, n, k, capacity, outlier_bits, cpu);
+  plan.workspace_bytes = Workspace<ForwardScratch>::bytes(plan, true, true);
+  return plan;
+}
+
+OutlierCounts linear_forward(const ForwardArgs& args, const CpuFacts& cpu) {
+  const int64_t m = args.input.rows, k = args.input.cols, n = args.out_features;
+  const GemmPlan plan =
+      plan_gemm(m, n, k, args.split.capacity, args.split.outlier_bits, cpu);
+  const Workspace<ForwardScratch> scratch(plan, !args.packed.panels, args.bias.data != nullptr);
+  const ForwardScratch& at = scratch.at;
+
+  OutlierCounts counts;
+  if (plan.capacity > 0) counts = detect_outliers(args.input, args.split, cpu, args.index, at.mask);
+
+  QuantizeTargets targets;
+  targets.a = at.a;
+  targets.compensation = at.compensation;
+  targets.slices = &plan.slices;
+  targets.b_transposed = args.saved.regular;
+  OutlierTargets outliers;
+  outliers.index = args.index;
+  outliers.mask = at.mask;
+  outliers.count = counts.found;
+  outliers.outlier_bits = args.split.outlier_bits;
+  outliers.low_in_place = plan.low_in_place();
+  outliers.a_high = at.a_high;
+  outliers.a_low = plan.low_in_place() ? nullptr : at.a_low;
+  outliers.b_high_transposed = args.saved.high;
+  quantize_rows(args.input, nullptr, args.spec, cpu, targets, &outliers, args.input_scale);
+  if (m == 0 || n == 0) return counts;
+  if (k == 0) {
+    broadcast_bias(args, m, n, cpu);
+    return counts;
+  }
+
+  PackedWeight weight = args.packed;
+  if (!weight.panels) {
+    pack_weight(args.weight, args.spec, false, cpu, at.b, at.weight_scale);
+    weight = {at.b, at.weight_scale};
+  }
+  if (counts.found > 0)
+    gather_outlier_weights(cpu, weight.panels, n, plan.k_padded, args.index, counts.found,
+                           at.b_outlier);
+  const float* bias =
+      args.bias.data ? load_row(*cpu.kernel, args.bias, 0, at.bias_float) : nullptr;
+  gemm(plan,
+       {at.a, weight.panels, at.compensation, counts.found, at.a_high, outliers.a_low,
+        at.b_outlier},
+       {args.input_scale, weight.scale, bias, args.out});
+  return counts;
+}
+
+namespace {
+
+struct GradInputScratch {
+  GradInputScratch(Arena& arena, const GemmPlan& plan, bool pack_weight)
+      : a(arena.take<int8_t>(plan.m * plan.k_padded)),
+        compensation(
+            arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
+        grad_scale(arena.take<float>(plan.m)),
+        b(arena.take<uint8_t>(pack_weight ? packed_bytes(*plan.cpu.kernel, plan.n, plan.k) : 0)),
+        weight_scale(arena.take<float>(pack_weight ? plan.n : 0)) {}
+  int8_t* a;
+  int32_t* compensation;
+  float* grad_scale;
+  uint8_t* b;
+  float* weight_scale;
+};
+
+void fill_zero(const OutputView& out, int64_t rows, int64_t cols, const CpuFacts& cpu) {
+  const std::vector<float> zeros(static_cast<std::size_t>(cols), 0.0f);
+  for (int64_t i = 0; i < rows; ++i) store_row(*cpu.kernel, out, i, 0, zeros.data(), cols);
+}
+
+}  // namespace
+
+void linear_grad_input(const GradInputArgs& args, const CpuFacts& cpu) {
+  const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
+  if (n == 0) return fill_zero(args.out, m, k, cpu);
+  if (m == 0 || k == 0) return;
+  const GemmPlan plan = plan_gemm(m, k, n, 0, kMaxOutlierBits, cpu);
+  const Workspace<GradInputScratch> scratch(plan, !args.packed.panels);
+  const GradInputScratch& at = scratch.at;
+  QuantizeTargets targets;
+  targets.a = at.a;
+  targets.compensation = at.compensation;
+  targets.slices = &plan.slices;
+  quantize_rows(args.grad_output, nullptr, args.spec, cpu, targets, nullptr, at.grad_scale);
+  PackedWeight weight = args.packed;
+  if (!weight.panels) {
+    pack_weight(args.weight, args.spec, true, cpu, at.b, at.weight_scale);
+    weight = {at.b, at.weight_scale};
+  }
+  GemmOperands operands;
+  operands.a = at.a;
+  operands.b = weight.panels;
+  operands.compensation = at.compensation;
+  gemm(plan, operands, {at.grad_scale, weight.scale, nullptr, args.out});
+}
+
+namespace {
+
+struct GradWeightScratch {
+  GradWeightScratch(Arena& arena, const GemmPlan& plan, int64_t outliers)
+      : a(arena.take<int8_t>(plan.m * plan.k_padded)),
+        compensation(
+            arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
+        grad_scale(arena.take<float>(plan.m)),
+        input_scale(arena.take<float>(plan.n)),
+        low(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, outliers, plan.k))),
+        high_sum(arena.take<int32_t>(plan.m * outliers)),
+        low_sum(arena.take<int32_t>(plan.m * outliers)),
+        limb_grad(arena.take<float>(plan.m * outliers)) {}
+  int8_t* a;
+  int32_t* compensation;
+  float* grad_scale;   // [n]
+  float* input_scale;  // [k]
+  uint8_t* low;
+  int32_t *high_sum, *low_sum;
+  float* limb_grad;
+};
+
+// grad_w[:, j] of the outlier columns: 128 * high + low, combined in float32 per slice.
+void limb_columns(const GradWeightArgs& args, const GemmPlan& plan, const GradWeightScratch& at) {
+  const int64_t n = plan.m, count = args.outliers;
+  gather_panel_rows(plan.cpu, args.saved_regular, plan.k_padded, args.index, count, at.low);
+  GemmPlan limb_plan =
+      plan_gemm(n, count, plan.k, 0, kMaxOutlierBits, plan.cpu);
+  GemmOperands high, low;
+  high.a = low.a = at.a;
+  high.compensation = low.compensation = at.compensation;
+  high.b = args.saved_high;
+  low.b = at.low;
+  for (std::size_t s = 0; s < plan.slices.size(); ++s) {
+    gemm_integers(limb_plan, high, s, at.high_sum);
+    gemm_integers(limb_plan, low, s, at.low_sum);
+    for (int64_t i = 0; i < n * count; ++i) {
+      const float sum =
+          static_cast<float>(at.high_sum[i]) * 128.0f + static_cast<float>(at.low_sum[i]);
+      const float value =
+          sum * at.grad_scale[i / count] * at.input_scale[args.index[i % count]];
+      at.limb_grad[i] = s == 0 ? value : at.limb_grad[i] + value;
+    }
+  }
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t t = 0; t < count; ++t)
+      store_row(*plan.cpu.kernel, args.out, i, args.index[t], at.limb_grad + i * count + t, 1);
+}
+
+}  // namespace
+
+void linear_grad_weight(const GradWeightArgs& args, const CpuFacts& cpu) {
+  const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
+  if (m == 0) {
+    if (args.grad_bias) std::fill_n(args.grad_bias, n, 0.0f);
+    return fill_zero(args.out, n, k, cpu);
+  }
+  const GemmPlan plan = plan_gemm(n, k, m, 0, kMaxOutlierBits, cpu);
+  const Workspace<GradWeightScratch> scratch(plan, args.outliers);
+  const GradWeightScratch& at = scratch.at;
+  const bool tensor = args.spec.granularity == Granularity::kTensor;
+  QuantizeTargets targets;
+  targets.a_transposed = at.a;
+  targets.compensation = at.compensation;
+  targets.slices = &plan.slices;
+  // Row scales of x lie on the summed axis, so they are folded into g; a tensor scale is not.
+  quantize_columns(args.grad_output, tensor ? nullptr : args.input_scale, args.spec, cpu, targets,
+                   at.grad_scale, args.grad_bias);
+  std::fill_n(at.input_scale, k, tensor ? args.input_scale[0] : 1.0f);
+  if (n == 0 || k == 0) return;
+  GemmOperands operands;
+  operands.a = at.a;
+  operands.b = args.saved_regular;
+  operands.compensation = at.compensation;
+  gemm(plan, operands, {at.grad_scale, at.input_scale, nullptr, args.out});
+  if (args.outliers > 0) limb_columns(args, plan, at);
+}
+
+}  // namespace int8tile

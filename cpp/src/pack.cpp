@@ -1,0 +1,105 @@
+// Strips to panels, and gathers of outlier columns out of packed operands.
+#include "pack.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "int8tile/parallel.hpp"
+
+namespace int8tile {
+
+void pack_a(const Kernel& kernel, const Strip& strip, int64_t depth, int8_t* panels) {
+  for (int64_t r = 0; r < strip.rows; r += kTileRows) {
+    const int rows = static_cast<int>(std::min<int64_t>(kTileRows, strip.rows - r));
+    kernel.pack_rows(strip.q + r * strip.stride, strip.stride, rows, rows, depth / kGroup, 0,
+                     reinterpret_cast<uint8_t*>(panels) + (strip.first + r) * depth);
+  }
+}
+
+void pack_b(const Kernel& kernel, const Strip& strip, int64_t depth, uint8_t* panels) {
+  for (int64_t r = 0; r < strip.rows; r += kernel.nr) {
+    const int rows = static_cast<int>(std::min<int64_t>(kernel.nr, strip.rows - r));
+    kernel.pack_rows(strip.q + r * strip.stride, strip.stride, rows, kernel.nr, depth / kGroup,
+                     kernel.b_offset, panels + (strip.first + r) * depth);
+  }
+}
+
+namespace {
+
+// One group of four rows, [cols][4], into the panels of `width` columns each.
+void scatter_group(const uint8_t* group, int64_t cols, int64_t width, bool full_width,
+                   int64_t depth, int64_t position, uint8_t fill, uint8_t* panels) {
+  for (int64_t c = 0; c < cols; c += width) {
+    const int64_t here = std::min(width, cols - c);
+    const int64_t stored = full_width ? width : here;
+    uint8_t* out = panels + c * depth + position * stored;
+    std::memcpy(out, group + c * kGroup, static_cast<std::size_t>(here * kGroup));
+    if (stored > here)
+      std::memset(out + here * kGroup, fill, static_cast<std::size_t>((stored - here) * kGroup));
+  }
+}
+
+}  // namespace
+
+void pack_transposed(const Kernel& kernel, const Strip& strip, int64_t depth, int8_t* a_panels,
+                     uint8_t* b_panels, uint8_t* scratch) {
+  const int64_t end = round_up(strip.rows, kDepthAlign);
+  for (int64_t r = 0; r < end; r += kGroup) {
+    const int8_t* rows[kGroup];
+    for (int i = 0; i < kGroup; ++i) rows[i] = strip.q + (r + i) * strip.stride;
+    const int64_t position = strip.first + r;
+    if (a_panels) {
+      kernel.interleave4(rows, strip.cols, 0, scratch);
+      scatter_group(scratch, strip.cols, kTileRows, false, depth, position, 0,
+                    reinterpret_cast<uint8_t*>(a_panels));
+    }
+    if (b_panels) {
+      kernel.interleave4(rows, strip.cols, kernel.b_offset, scratch);
+      scatter_group(scratch, strip.cols, kernel.nr, true, depth, position,
+                    static_cast<uint8_t>(kernel.b_offset), b_panels);
+    }
+  }
+}
+
+void gather_outlier_weights(const CpuFacts& cpu, const uint8_t* b, int64_t n, int64_t depth,
+                            const int32_t* index, int64_t count, uint8_t* out) {
+  const int64_t nr = cpu.kernel->nr;
+  const int64_t padded = round_up(count, kGroup);
+  const auto fill = static_cast<uint8_t>(cpu.kernel->b_offset);
+  parallel_for(cpu.threads, ceil_div(n, nr), [&](int64_t panel, int) {
+    const uint8_t* from = b + panel * nr * depth;
+    uint8_t* to = out + panel * nr * padded;
+    for (int64_t t = 0; t < padded; ++t) {
+      uint8_t* lane = to + t / kGroup * nr * kGroup + t % kGroup;
+      if (t >= count) {
+        for (int64_t c = 0; c < nr; ++c) lane[c * kGroup] = fill;
+        continue;
+      }
+      const uint8_t* column = from + index[t] / kGroup * nr * kGroup + index[t] % kGroup;
+      for (int64_t c = 0; c < nr; ++c) lane[c * kGroup] = column[c * kGroup];
+    }
+  });
+}
+
+void gather_panel_rows(const CpuFacts& cpu, const uint8_t* b, int64_t depth, const int32_t* index,
+                       int64_t count, uint8_t* out) {
+  const int64_t nr = cpu.kernel->nr;
+  const int64_t groups = depth / kGroup;
+  const auto fill = static_cast<uint8_t>(cpu.kernel->b_offset);
+  parallel_for(cpu.threads, ceil_div(count, nr), [&](int64_t panel, int) {
+    for (int64_t r = 0; r < nr; ++r) {
+      uint8_t* to = out + (panel * groups * nr + r) * kGroup;
+      const int64_t t = panel * nr + r;
+      const uint8_t* from = nullptr;
+      if (t < count) from = b + (index[t] / nr * groups * nr + index[t] % nr) * kGroup;
+      for (int64_t g = 0; g < groups; ++g, to += nr * kGroup) {
+        if (from)
+          std::memcpy(to, from + g * nr * kGroup, kGroup);
+        else
+          std::memset(to, fill, kGroup);
+      }
+    }
+  });
+}
+
+}  // namespace int8tile

@@ -1,0 +1,349 @@
+// Scales, rounding and the two passes of quantisation. Start reading at quantize_rows.
+#include "int8tile/quantize.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "int8tile/outliers.hpp"
+#include "int8tile/parallel.hpp"
+#include "pack.hpp"
+#include "rows.hpp"
+
+namespace int8tile {
+
+Scale make_scale(uint32_t regular, uint32_t outlier, ScaleKind kind, int outlier_bits) {
+  constexpr uint32_t kInf = 0x7f800000;
+  const uint32_t largest = std::max(regular, outlier);
+  if (largest >= kInf) return {std::numeric_limits<float>::quiet_NaN(), 0.0f, 0};
+  if (std::bit_cast<float>(largest) < kZeroAbsmax) return {};
+  const float outlier_absmax = std::bit_cast<float>(outlier);
+  float scale = std::max(std::bit_cast<float>(regular) / static_cast<float>(kInt8Max),
+                         outlier_absmax / static_cast<float>(kOutlierMax));
+  if (kind == ScaleKind::kPow2)
+    scale = std::bit_cast<float>((std::bit_cast<uint32_t>(scale) + 0x7fffff) & 0xff800000);
+  const float inv = 1.0f / scale;
+  const auto top = static_cast<uint32_t>(std::nearbyint(outlier_absmax * inv));
+  const int shift = std::max(0, static_cast<int>(std::bit_width(top)) - (outlier_bits - 1));
+  return {scale, inv, shift};
+}
+
+namespace {
+
+uint32_t mix(uint32_t x) {
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  return x ^ x >> 16;
+}
+
+// Runs `body(begin, count, key)` over a row whose first element has the 64-bit index `start`;
+// a run ends where the low half of the index wraps.
+template <class Body>
+void for_each_run(const QuantizeSpec& spec, uint64_t start, int64_t cols, const Body& body) {
+  const auto seed_low = static_cast<uint32_t>(spec.seed);
+  const auto seed_high = static_cast<uint32_t>(spec.seed >> 32);
+  const uint32_t base = mix(seed_low ^ seed_high ^ spec.gemm_id);
+  for (int64_t begin = 0; begin < cols;) {
+    const uint64_t index = start + static_cast<uint64_t>(begin);
+    const auto low = static_cast<uint32_t>(index);
+    const int64_t room = (int64_t{1} << 32) - static_cast<int64_t>(low);
+    const int64_t count = std::min(cols - begin, room);
+    body(begin, count, RoundingKey{mix(base ^ static_cast<uint32_t>(index >> 32)), low});
+    begin += count;
+  }
+}
+
+// Memory of one thread while it quantises strips.
+struct StripScratch {
+  StripScratch(Arena& arena, int threads, int64_t strip_rows, int64_t cols, int64_t outliers)
+      : stride(round_up(cols, kDepthAlign)),
+        high_stride(round_up(outliers, kDepthAlign)),
+        row_stride(round_up(cols, 16)),
+        strip_bytes(strip_rows * stride),
+        high_bytes(strip_rows * high_stride),
+        q(arena.take<int8_t>(threads * strip_bytes)),
+        high(arena.take<int8_t>(threads * high_bytes)),
+        low(arena.take<int8_t>(threads * high_bytes)),
+        row(arena.take<float>(threads * row_stride)),
+        interleaved(arena.take<uint8_t>(threads * stride * kGroup)) {}
+  int64_t stride, high_stride, row_stride, strip_bytes, high_bytes;
+  int8_t *q, *high, *low;
+  float* row;
+  uint8_t* interleaved;
+};
+
+const float* load_folded(const Kernel& kernel, const MatrixView& x, const float* fold, int64_t i,
+                         float* buffer) {
+  const float* row = load_row(kernel, x, i, buffer);
+  if (!fold) return row;
+  for (int64_t j = 0; j < x.cols; ++j) buffer[j] = row[j] * fold[i];
+  return buffer;
+}
+
+uint32_t outlier_absmax(const float* row, const OutlierTargets& outliers) {
+  uint32_t largest = 0;
+  for (int64_t t = 0; t < outliers.count; ++t)
+    largest = std::max(largest, std::bit_cast<uint32_t>(row[outliers.index[t]]) & 0x7fffffffu);
+  return largest;
+}
+
+Scale row_scale(const Kernel& kernel, const float* row, int64_t cols, const QuantizeSpec& spec,
+                const OutlierTargets* outliers) {
+  const uint32_t regular =
+      kernel.absmax_bits(row, outliers && outliers->count ? outliers->mask : nullptr, cols);
+  if (!outliers) return make_scale(regular, 0, spec.scale, kMaxOutlierBits);
+  return make_scale(regular, outlier_absmax(row, *outliers), spec.scale, outliers->outlier_bits);
+}
+
+Scale tensor_scale_of_rows(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
+                           const CpuFacts& cpu, const OutlierTargets* outliers, float* buffers,
+                           int64_t buffer_stride) {
+  std::vector<uint32_t> regular(static_cast<std::size_t>(cpu.threads), 0u), outlier = regular;
+  parallel_for(cpu.threads, ceil_div(x.rows, kRowsPerStripA), [&](int64_t block, int thread) {
+    const auto t = static_cast<std::size_t>(thread);
+    const int64_t end = std::min(x.rows, (block + 1) * kRowsPerStripA);
+    for (int64_t i = block * kRowsPerStripA; i < end; ++i) {
+      const float* row = load_folded(*cpu.kernel, x, fold, i, buffers + thread * buffer_stride);
+      const uint32_t* mask = outliers && outliers->count ? outliers->mask : nullptr;
+      regular[t] = std::max(regular[t], cpu.kernel->absmax_bits(row, mask, x.cols));
+      if (outliers) outlier[t] = std::max(outlier[t], outlier_absmax(row, *outliers));
+    }
+  });
+  return make_scale(*std::max_element(regular.begin(), regular.end()),
+                    *std::max_element(outlier.begin(), outlier.end()), spec.scale,
+                    outliers ? outliers->outlier_bits : kMaxOutlierBits);
+}
+
+// Everything one strip of rows needs while it passes through.
+struct RowPass {
+  const MatrixView& x;
+  const float* fold;
+  const QuantizeSpec& spec;
+  const Kernel& kernel;
+  const QuantizeTargets& targets;
+  const OutlierTargets* outliers;
+  const Scale* tensor;  // null: a scale per row
+  float* scale;
+  const StripScratch& scratch;
+  std::vector<Slice> slices;
+
+  int64_t outlier_count() const { return outliers ? outliers->count : 0; }
+
+  void quantize(const float* row, int64_t i, float inv, int8_t* q) const {
+    if (spec.rounding == Rounding::kNearest) return kernel.quantize_row(row, x.cols, inv, q);
+    const auto start = static_cast<uint64_t>(i) * static_cast<uint64_t>(x.cols);
+    for_each_run(spec, start, x.cols, [&](int64_t begin, int64_t count, RoundingKey key) {
+      kernel.quantize_row_stochastic(row + begin, count, inv, key, q + begin);
+    });
+  }
+
+  void scatter_low(const int8_t* low, int8_t* q) const {
+    for (int64_t t = 0; t < outliers->count; ++t) q[outliers->index[t]] = low[t];
+  }
+
+  void compensate(int64_t i, const int8_t* q, const int8_t* high, const int8_t* low) const {
+    if (!targets.compensation) return;
+    for (std::size_t s = 0; s < slices.size(); ++s) {
+      int32_t sum = kernel.row_sum(q + slices[s].begin, slices[s].end - slices[s].begin);
+      if (s == 0 && outlier_count() > 0) {
+        sum += 128 * kernel.row_sum(high, outliers->count);
+        if (!outliers->low_in_place) sum += kernel.row_sum(low, outliers->count);
+      }
+      // Modulo 2^32: the final accumulator fits even where this product does not.
+      const uint32_t product = static_cast<uint32_t>(-kernel.b_offset) * static_cast<uint32_t>(sum);
+      targets.compensation[static_cast<int64_t>(s) * x.rows + i] = static_cast<int32_t>(product);
+    }
+  }
+
+  void one_row(int64_t i, int8_t* q, int8_t* high, int8_t* low, float* buffer) const {
+    const float* row = load_folded(kernel, x, fold, i, buffer);
+    const Scale s = tensor ? *tensor : row_scale(kernel, row, x.cols, spec, outliers);
+    scale[i] = s.scale;
+    const int64_t count = outlier_count();
+    std::memset(q + x.cols, 0, static_cast<std::size_t>(scratch.stride - x.cols));
+    if (s.inv == 0.0f) {
+      std::memset(q, 0, static_cast<std::size_t>(x.cols));
+      std::memset(high, 0, static_cast<std::size_t>(scratch.high_stride));
+      std::memset(low, 0, static_cast<std::size_t>(scratch.high_stride));
+    } else {
+      quantize(row, i, s.inv, q);
+      if (count > 0) {
+        const int limit = (1 << (outliers->outlier_bits - 1)) - 1;
+        kernel.quantize_outliers(row, outliers->index, count, s.inv, s.shift, limit, high, low);
+        std::fill(high + count, high + scratch.high_stride, int8_t{0});
+        std::fill(low + count, low + scratch.high_stride, int8_t{0});
+        if (outliers->low_in_place)
+          scatter_low(low, q);
+        else
+          for (int64_t t = 0; t < count; ++t) q[outliers->index[t]] = 0;
+      }
+    }
+    compensate(i, q, high, low);
+  }
+
+  void store_limbs(int64_t first, int64_t rows, const int8_t* limb, int8_t* out) const {
+    if (!out) return;
+    const auto found = static_cast<std::size_t>(outliers->count);
+    for (int64_t r = 0; r < rows; ++r) {
+      int8_t* to = out + (first + r) * outliers->capacity;
+      std::memcpy(to, limb + r * scratch.high_stride, found);
+      std::memset(to + found, 0, static_cast<std::size_t>(outliers->capacity) - found);
+    }
+  }
+
+  void pack_outliers(const Strip& regular, const Strip& high, const Strip& low, int8_t* q,
+                     uint8_t* interleaved) const {
+    const int64_t depth = round_up(outliers->count, kGroup);
+    if (outliers->a_high) pack_a(kernel, high, depth, outliers->a_high);
+    if (outliers->a_low) pack_a(kernel, low, depth, outliers->a_low);
+    if (outliers->b_high_transposed)
+      pack_transposed(kernel, high, round_up(x.rows, kDepthAlign), nullptr,
+                      outliers->b_high_transposed, interleaved);
+    store_limbs(regular.first, regular.rows, high.q, outliers->high);
+    store_limbs(regular.first, regular.rows, low.q, outliers->low);
+    if (!outliers->low_in_place && targets.b_transposed)
+      for (int64_t r = 0; r < regular.rows; ++r)
+        scatter_low(low.q + r * low.stride, q + r * regular.stride);
+  }
+
+  void strip(int64_t first, int64_t rows, int thread) const {
+    int8_t* q = scratch.q + thread * scratch.strip_bytes;
+    int8_t* high = scratch.high + thread * scratch.high_bytes;
+    int8_t* low = scratch.low + thread * scratch.high_bytes;
+    uint8_t* interleaved = scratch.interleaved + thread * scratch.stride * kGroup;
+    float* buffer = scratch.row + thread * scratch.row_stride;
+    for (int64_t r = 0; r < rows; ++r)
+      one_row(first + r, q + r * scratch.stride, high + r * scratch.high_stride,
+              low + r * scratch.high_stride, buffer);
+    const int64_t padding = round_up(rows, kDepthAlign) - rows;
+    std::memset(q + rows * scratch.stride, 0, static_cast<std::size_t>(padding * scratch.stride));
+    std::memset(high + rows * scratch.high_stride, 0,
+                static_cast<std::size_t>(padding * scratch.high_stride));
+    const Strip regular{q, scratch.stride, first, rows, x.cols};
+    if (targets.row_major)
+      for (int64_t r = 0; r < rows; ++r)
+        std::memcpy(targets.row_major + (first + r) * x.cols, q + r * scratch.stride,
+                    static_cast<std::size_t>(x.cols));
+    if (targets.a) pack_a(kernel, regular, scratch.stride, targets.a);
+    if (targets.b) pack_b(kernel, regular, scratch.stride, targets.b);
+    if (outlier_count() > 0)
+      pack_outliers(regular, {high, scratch.high_stride, first, rows, outliers->count},
+                    {low, scratch.high_stride, first, rows, outliers->count}, q, interleaved);
+    else if (outliers) {
+      store_limbs(first, rows, high, outliers->high);
+      store_limbs(first, rows, low, outliers->low);
+    }
+    if (targets.b_transposed)
+      pack_transposed(kernel, regular, round_up(x.rows, kDepthAlign), nullptr,
+                      targets.b_transposed, interleaved);
+  }
+};
+
+}  // namespace
+
+void quantize_rows(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
+                   const CpuFacts& cpu, const QuantizeTargets& targets,
+                   const OutlierTargets* outliers, float* scale) {
+  if (x.rows == 0) return;
+  const int64_t strip_rows = targets.b ? kRowsPerStripB : kRowsPerStripA;
+  const int64_t strips = ceil_div(x.rows, strip_rows);
+  const Workspace<StripScratch> scratch(cpu.threads, strip_rows, x.cols,
+                                        outliers ? outliers->count : 0);
+  Scale tensor;
+  if (spec.granularity == Granularity::kTensor)
+    tensor = tensor_scale_of_rows(x, fold, spec, cpu, outliers, scratch.at.row,
+                                  scratch.at.row_stride);
+  const RowPass pass{x,       fold,     spec,
+                     *cpu.kernel, targets, outliers,
+                     spec.granularity == Granularity::kTensor ? &tensor : nullptr,
+                     scale,   scratch.at,
+                     targets.slices ? *targets.slices : std::vector<Slice>{{0, x.cols}}};
+  parallel_for(cpu.threads, strips, [&](int64_t s, int thread) {
+    const int64_t first = s * strip_rows;
+    pass.strip(first, std::min(strip_rows, x.rows - first), thread);
+  });
+}
+
+namespace {
+
+// Scales of all columns; inv // [cols]
+void column_scales(const QuantizeSpec& spec, const uint32_t* absmax, int64_t cols, float* scale,
+                   float* inv) {
+  uint32_t largest = 0;
+  for (int64_t j = 0; j < cols; ++j) largest = std::max(largest, absmax[j]);
+  for (int64_t j = 0; j < cols; ++j) {
+    const uint32_t bits = spec.granularity == Granularity::kTensor ? largest : absmax[j];
+    const Scale s = make_scale(bits, 0, spec.scale, kMaxOutlierBits);
+    scale[j] = s.scale;
+    inv[j] = s.inv;
+  }
+}
+
+std::size_t slice_of(const std::vector<Slice>& slices, int64_t row) {
+  std::size_t s = 0;
+  while (s + 1 < slices.size() && row >= slices[s].end) ++s;
+  return s;
+}
+
+}  // namespace
+
+void quantize_columns(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
+                      const CpuFacts& cpu, const QuantizeTargets& targets, float* scale,
+                      float* column_sum) {
+  const Kernel& kernel = *cpu.kernel;
+  std::vector<uint32_t> absmax(static_cast<std::size_t>(x.cols));
+  std::vector<float> inv(static_cast<std::size_t>(x.cols));
+  column_absmax(x, fold, /*finite_only=*/false, cpu, absmax.data(), column_sum);
+  column_scales(spec, absmax.data(), x.cols, scale, inv.data());
+  const std::vector<Slice> slices =
+      targets.slices ? *targets.slices : std::vector<Slice>{{0, x.rows}};
+  const int64_t sums_per_thread =
+      targets.compensation ? static_cast<int64_t>(slices.size()) * x.cols : 0;
+  std::vector<int32_t> sums(static_cast<std::size_t>(cpu.threads * sums_per_thread), 0);
+  const Workspace<StripScratch> scratch(cpu.threads, kRowsPerStripB, x.cols, int64_t{0});
+  const StripScratch& at = scratch.at;
+  parallel_for(cpu.threads, ceil_div(x.rows, kRowsPerStripB), [&](int64_t s, int thread) {
+    const int64_t first = s * kRowsPerStripB;
+    const int64_t rows = std::min(kRowsPerStripB, x.rows - first);
+    int8_t* q = at.q + thread * at.strip_bytes;
+    int32_t* sum = sums.data() + thread * sums_per_thread +
+                   static_cast<int64_t>(slice_of(slices, first)) * x.cols;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t i = first + r;
+      int8_t* out = q + r * at.stride;
+      const float* row = load_row(kernel, x, i, at.row + thread * at.row_stride);
+      const float factor = fold ? fold[i] : 1.0f;
+      if (spec.rounding == Rounding::kNearest)
+        kernel.quantize_columns(row, factor, inv.data(), x.cols, out);
+      else
+        for_each_run(spec, static_cast<uint64_t>(i) * static_cast<uint64_t>(x.cols), x.cols,
+                     [&](int64_t begin, int64_t count, RoundingKey key) {
+                       kernel.quantize_columns_stochastic(row + begin, factor, inv.data() + begin,
+                                                          count, key, out + begin);
+                     });
+      if (targets.compensation) kernel.column_sum_int8(out, x.cols, sum);
+      if (targets.transposed)
+        for (int64_t j = 0; j < x.cols; ++j) targets.transposed[j * x.rows + i] = out[j];
+    }
+    std::memset(q + rows * at.stride, 0,
+                static_cast<std::size_t>((round_up(rows, kDepthAlign) - rows) * at.stride));
+    if (targets.a_transposed || targets.b_transposed)
+      pack_transposed(kernel, {q, at.stride, first, rows, x.cols}, round_up(x.rows, kDepthAlign),
+                      targets.a_transposed, targets.b_transposed,
+                      at.interleaved + thread * at.stride * kGroup);
+  });
+  if (!targets.compensation) return;
+  for (int64_t j = 0; j < sums_per_thread; ++j) {
+    int32_t sum = 0;
+    for (int t = 0; t < cpu.threads; ++t) sum += sums[static_cast<std::size_t>(t * sums_per_thread + j)];
+    const uint32_t product = static_cast<uint32_t>(-kernel.b_offset) * static_cast<uint32_t>(sum);
+    targets.compensation[j] = static_cast<int32_t>(product);
+  }
+}
+
+}  // namespace int8tile

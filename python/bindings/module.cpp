@@ -1,0 +1,280 @@
+// int8tile._core: the core's functions over plain addresses, shapes and strides. Python allocates
+// every result; nothing here knows of torch. Checks of shapes and dtypes live in int8tile.ops.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <string>
+#include <tuple>
+
+#include "int8tile/check.hpp"
+#include "int8tile/gemm.hpp"
+#include "int8tile/linear.hpp"
+#include "int8tile/outliers.hpp"
+
+namespace py = pybind11;
+using namespace int8tile;
+
+namespace {
+
+using Address = std::uintptr_t;
+// (address, dtype code, rows, cols, row stride, column stride); strides in elements
+using Matrix = std::tuple<Address, int, int64_t, int64_t, int64_t, int64_t>;
+
+template <class T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+DType dtype_of(int code) {
+  require(code >= 0 && code <= 2, "int8tile: dtype code must be 0..2; got ", code);
+  return static_cast<DType>(code);
+}
+
+MatrixView view(const Matrix& m) {
+  return {pointer<const void>(std::get<0>(m)), dtype_of(std::get<1>(m)), std::get<2>(m),
+          std::get<3>(m), std::get<4>(m), std::get<5>(m)};
+}
+
+OutputView output(const Matrix& m) {
+  return {pointer<void>(std::get<0>(m)), dtype_of(std::get<1>(m)), std::get<4>(m)};
+}
+
+QuantizeSpec spec_of(const std::string& granularity, const std::string& scale,
+                     const std::string& rounding = "nearest", int64_t seed = 0,
+                     uint32_t gemm_id = 0) {
+  require(granularity == "row" || granularity == "tensor",
+          "int8tile: granularity must be 'row' or 'tensor'; got '", granularity, "'");
+  require(scale == "absmax" || scale == "pow2",
+          "int8tile: scale must be 'absmax' or 'pow2'; got '", scale, "'");
+  require(rounding == "nearest" || rounding == "stochastic",
+          "int8tile: rounding must be 'nearest' or 'stochastic'; got '", rounding, "'");
+  return {granularity == "row" ? Granularity::kRow : Granularity::kTensor,
+          scale == "absmax" ? ScaleKind::kAbsmax : ScaleKind::kPow2,
+          rounding == "nearest" ? Rounding::kNearest : Rounding::kStochastic,
+          static_cast<uint64_t>(seed), gemm_id};
+}
+
+std::pair<int, int> forward(const Matrix& input, const Matrix& weight, const Matrix& bias,
+                            Address packed, Address packed_scale, float threshold,
+                            int outlier_bits, int64_t capacity, const std::string& granularity,
+                            const std::string& scale, Address saved_regular, Address saved_high,
+                            Address input_scale, Address index, const Matrix& out, int threads,
+                            const std::string& isa) {
+  ForwardArgs args;
+  args.input = view(input);
+  args.weight = view(weight);
+  args.out_features = args.weight.rows;
+  args.bias = view(bias);
+  args.packed = {pointer<const uint8_t>(packed), pointer<const float>(packed_scale)};
+  args.split = {threshold, outlier_bits, capacity};
+  args.spec = spec_of(granularity, scale);
+  args.saved = {pointer<uint8_t>(saved_regular), pointer<uint8_t>(saved_high)};
+  args.input_scale = pointer<float>(input_scale);
+  args.index = pointer<int32_t>(index);
+  args.out = output(out);
+  const CpuFacts cpu = cpu_facts(threads, isa);
+  const py::gil_scoped_release release;
+  const OutlierCounts counts = linear_forward(args, cpu);
+  return {counts.found, counts.overflow};
+}
+
+void grad_input(const Matrix& grad_output, const Matrix& weight, Address packed,
+                Address packed_scale, const std::string& granularity, const std::string& scale,
+                const std::string& rounding, int64_t seed, const Matrix& out, int threads,
+                const std::string& isa) {
+  GradInputArgs args;
+  args.grad_output = view(grad_output);
+  args.weight = view(weight);
+  args.in_features = args.weight.cols;
+  args.packed = {pointer<const uint8_t>(packed), pointer<const float>(packed_scale)};
+  args.spec = spec_of(granularity, scale, rounding, seed, 1);
+  args.out = output(out);
+  const CpuFacts cpu = cpu_facts(threads, isa);
+  const py::gil_scoped_release release;
+  linear_grad_input(args, cpu);
+}
+
+void grad_weight(const Matrix& grad_output, Address saved_regular, Address saved_high,
+                 Address input_scale, Address index, int64_t outliers, int64_t in_features,
+                 const std::string& granularity, const std::string& scale,
+                 const std::string& rounding, int64_t seed, const Matrix& out, Address grad_bias,
+                 int threads, const std::string& isa) {
+  GradWeightArgs args;
+  args.grad_output = view(grad_output);
+  args.saved_regular = pointer<const uint8_t>(saved_regular);
+  args.saved_high = pointer<const uint8_t>(saved_high);
+  args.input_scale = pointer<const float>(input_scale);
+  args.index = pointer<const int32_t>(index);
+  args.outliers = outliers;
+  args.in_features = in_features;
+  // With one scale for the tensor both backward GEMMs share one q(g), so one stream of bits.
+  args.spec = spec_of(granularity, scale, rounding, seed, granularity == "tensor" ? 1 : 2);
+  args.out = output(out);
+  args.grad_bias = pointer<float>(grad_bias);
+  const CpuFacts cpu = cpu_facts(threads, isa);
+  const py::gil_scoped_release release;
+  linear_grad_weight(args, cpu);
+}
+
+void pack(const Matrix& weight, const std::string& granularity, const std::string& scale,
+          bool transposed, Address panels, Address scales, int threads, const std::string& isa) {
+  const QuantizeSpec spec = spec_of(granularity, scale);
+  const CpuFacts cpu = cpu_facts(threads, isa);
+  const py::gil_scoped_release release;
+  pack_weight(view(weight), spec, transposed, cpu, pointer<uint8_t>(panels),
+              pointer<float>(scales));
+}
+
+void quantize(const Matrix& input, Address fold, const std::string& granularity,
+              const std::string& scale, const std::string& rounding, int64_t seed,
+              uint32_t gemm_id, bool transposed, Address q, Address scales, int threads,
+              const std::string& isa) {
+  const QuantizeSpec spec = spec_of(granularity, scale, rounding, seed, gemm_id);
+  const CpuFacts cpu = cpu_facts(threads, isa);
+  const py::gil_scoped_release release;
+  QuantizeTargets targets;
+  (transposed ? targets.transposed : targets.row_major) = pointer<int8_t>(q);
+  if (transposed)
+    quantize_columns(view(input), pointer<const float>(fold), spec, cpu, targets,
+                     pointer<float>(scales));
+  else
+    quantize_rows(view(input), pointer<const float>(fold), spec, cpu, targets, nullptr,
+                  pointer<float>(scales));
+}
+
+std::pair<int, int> quantize_split(const Matrix& input, float threshold, int outlier_bits,
+                                   int64_t capacity, const std::string& granularity,
+                                   const std::string& scale, Address q, Address high, Address low,
+                                   Address scales, Address index, int threads,
+                                   const std::string& isa) {
+  const QuantizeSpec spec = spec_of(granularity, scale);
+  const CpuFacts cpu = cpu_facts(threads, isa);
+  const py::gil_scoped_release release;
+  const MatrixView x = view(input);
+  std::vector<uint32_t> mask(static_cast<std::size_t>(x.cols));
+  const OutlierCounts counts = detect_outliers(x, {threshold, outlier_bits, capacity}, cpu,
+                                               pointer<int32_t>(index), mask.data());
+  QuantizeTargets targets;
+  targets.row_major = pointer<int8_t>(q);
+  OutlierTargets outliers;
+  outliers.index = pointer<const int32_t>(index);
+  outliers.mask = mask.data();
+  outliers.count = counts.found;
+  outliers.outlier_bits = outlier_bits;
+  outliers.high = pointer<int8_t>(high);
+  outliers.low = pointer<int8_t>(low);
+  outliers.capacity = capacity;
+  quantize_rows(x, nullptr, spec, cpu, targets, &outliers, pointer<float>(scales));
+  return {counts.found, counts.overflow};
+}
+
+void gemm_int8(Address a, int64_t m, int64_t k, Address b, int64_t n, Address a_high,
+               Address b_high, int64_t high_columns, Address out, int threads,
+               const std::string& isa) {
+  const CpuFacts cpu = cpu_facts(threads, isa);
+  const py::gil_scoped_release release;
+  multiply_int8({m, n, k, pointer<const int8_t>(a), pointer<const int8_t>(b), high_columns,
+                 pointer<const int8_t>(a_high), pointer<const int8_t>(b_high)},
+                cpu, pointer<int32_t>(out));
+}
+
+// FNV-1a over the first, last and evenly spaced 8-byte words of a buffer.
+uint64_t fingerprint(Address address, int64_t bytes, int64_t samples) {
+  const char* data = pointer<const char>(address);
+  uint64_t hash = 14695981039346656037ull;
+  const int64_t words = bytes / 8;
+  const int64_t count = std::min(words, samples);
+  for (int64_t i = 0; i < count; ++i) {
+    uint64_t word;
+    const int64_t at = count == 1 ? 0 : static_cast<int64_t>(i * (words - 1) / (count - 1));
+    std::memcpy(&word, data + at * 8, sizeof word);
+    hash = (hash ^ word) * 1099511628211ull;
+  }
+  return hash;
+}
+
+std::vector<std::pair<int64_t, int64_t>> slices_of(const GemmPlan& plan) {
+  std::vector<std::pair<int64_t, int64_t>> out;
+  for (const Slice& slice : plan.slices) out.emplace_back(slice.begin, slice.end);
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "int8tile's C++ core over plain addresses; see int8tile.ops for the torch ops.";
+  m.attr("__version__") = INT8TILE_VERSION;
+  m.attr("SLICE_DEPTH") = kSliceDepth;
+  py::register_exception<UnsupportedError>(m, "UnsupportedError", PyExc_NotImplementedError);
+
+  py::class_<GemmPlan>(m, "GemmPlan", "How one segmented GEMM will run; str() prints it.")
+      .def_readonly("m", &GemmPlan::m)
+      .def_readonly("n", &GemmPlan::n)
+      .def_readonly("k", &GemmPlan::k)
+      .def_readonly("capacity", &GemmPlan::capacity)
+      .def_readonly("outlier_bits", &GemmPlan::outlier_bits)
+      .def_readonly("k_padded", &GemmPlan::k_padded)
+      .def_readonly("m_block", &GemmPlan::m_block)
+      .def_readonly("n_block", &GemmPlan::n_block)
+      .def_readonly("k_block", &GemmPlan::k_block)
+      .def_readonly("tasks", &GemmPlan::tasks)
+      .def_readonly("threads", &GemmPlan::threads)
+      .def_readonly("stream", &GemmPlan::stream)
+      .def_readonly("accumulator_bound", &GemmPlan::accumulator_bound)
+      .def_readonly("workspace_bytes", &GemmPlan::workspace_bytes)
+      .def_property_readonly("slices", &slices_of)
+      .def_property_readonly("isa",
+                             [](const GemmPlan& p) { return kernel_name(*p.cpu.kernel); })
+      .def_property_readonly(
+          "tile", [](const GemmPlan& p) { return std::make_pair(tile_shape(*p.cpu.kernel).rows, tile_shape(*p.cpu.kernel).columns); })
+      .def("__str__", &GemmPlan::text);
+
+  m.def("compiled_isas", &compiled_isas, "Kernels in this build, best first.");
+  m.def("supported_isas", &supported_isas, "Kernels this CPU can run, best first.");
+  m.def("default_isa", [] { return kernel_name(select_kernel()); });
+  m.def("cache_bytes", [] {
+    const CpuFacts cpu = cpu_facts(1);
+    return std::make_pair(cpu.l1_bytes, cpu.l2_bytes);
+  });
+  m.def("panel_columns", [](const std::string& isa) { return tile_shape(select_kernel(isa)).columns; },
+        py::arg("isa") = "");
+  m.def("default_capacity", &default_capacity, py::arg("k"));
+  m.def("plan",
+        [](int64_t rows, int64_t n, int64_t k, int64_t capacity, int outlier_bits, int threads,
+           const std::string& isa) {
+          return plan_linear(rows, n, k, capacity, outlier_bits, cpu_facts(threads, isa));
+        },
+        py::arg("m"), py::arg("n"), py::arg("k"), py::arg("capacity"), py::arg("outlier_bits"),
+        py::arg("threads"), py::arg("isa") = "");
+
+  m.def("linear_forward", &forward, py::arg("input"), py::arg("weight"), py::arg("bias"),
+        py::arg("packed"), py::arg("packed_scale"), py::arg("threshold"),
+        py::arg("outlier_bits"), py::arg("capacity"), py::arg("granularity"), py::arg("scale"),
+        py::arg("saved_regular"), py::arg("saved_high"), py::arg("input_scale"),
+        py::arg("index"), py::arg("out"), py::arg("threads"), py::arg("isa") = "");
+  m.def("linear_grad_input", &grad_input, py::arg("grad_output"), py::arg("weight"),
+        py::arg("packed"), py::arg("packed_scale"), py::arg("granularity"), py::arg("scale"),
+        py::arg("rounding"), py::arg("seed"), py::arg("out"), py::arg("threads"),
+        py::arg("isa") = "");
+  m.def("linear_grad_weight", &grad_weight, py::arg("grad_output"), py::arg("saved_regular"),
+        py::arg("saved_high"), py::arg("input_scale"), py::arg("index"), py::arg("outliers"),
+        py::arg("in_features"), py::arg("granularity"), py::arg("scale"), py::arg("rounding"),
+        py::arg("seed"), py::arg("out"), py::arg("grad_bias"), py::arg("threads"),
+        py::arg("isa") = "");
+  m.def("pack_weight", &pack, py::arg("weight"), py::arg("granularity"), py::arg("scale"),
+        py::arg("transposed"), py::arg("panels"), py::arg("scales"), py::arg("threads"),
+        py::arg("isa") = "");
+  m.def("quantize", &quantize, py::arg("input"), py::arg("fold"), py::arg("granularity"),
+        py::arg("scale"), py::arg("rounding"), py::arg("seed"), py::arg("gemm_id"),
+        py::arg("transposed"), py::arg("q"), py::arg("scales"), py::arg("threads"),
+        py::arg("isa") = "");
+  m.def("quantize_split", &quantize_split, py::arg("input"), py::arg("threshold"),
+        py::arg("outlier_bits"), py::arg("capacity"), py::arg("granularity"), py::arg("scale"),
+        py::arg("q"), py::arg("high"), py::arg("low"), py::arg("scales"), py::arg("index"),
+        py::arg("threads"), py::arg("isa") = "");
+  m.def("gemm", &gemm_int8, py::arg("a"), py::arg("m"), py::arg("k"), py::arg("b"), py::arg("n"),
+        py::arg("a_high"), py::arg("b_high"), py::arg("high_columns"), py::arg("out"),
+        py::arg("threads"), py::arg("isa") = "");
+  m.def("fingerprint", &fingerprint, py::arg("address"), py::arg("bytes"), py::arg("samples"));
+}
