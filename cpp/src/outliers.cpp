@@ -58,6 +58,9 @@ void column_absmax(const MatrixView& x, const float* fold, bool finite_only, con
 
 OutlierCounts detect_outliers(const MatrixView& x, const SplitSpec& split, const CpuFacts& cpu,
                               int32_t* index, uint32_t* mask) {
+  std::fill_n(index, split.capacity, -1);
+  std::fill_n(mask, x.cols, 0x7fffffffu);
+  if (split.capacity == 0) return {};
   std::vector<uint32_t> absmax(static_cast<std::size_t>(x.cols));
   column_absmax(x, nullptr, /*finite_only=*/true, cpu, absmax.data());
   // Bits of non-negative floats order like the floats.
@@ -76,9 +79,7 @@ OutlierCounts detect_outliers(const MatrixView& x, const SplitSpec& split, const
     std::sort(columns.begin(), columns.end());
   }
   counts.found = static_cast<int32_t>(columns.size());
-  std::fill_n(index, split.capacity, -1);
   std::copy(columns.begin(), columns.end(), index);
-  std::fill_n(mask, x.cols, 0x7fffffffu);
   for (const int32_t j : columns) mask[j] = 0;
   return counts;
 }

@@ -178,7 +178,9 @@ def quantize_split(
     with np.errstate(all="ignore"):
         q = _round(regular * s.inv[:, None], INT8_MAX, "nearest", 0, 0).astype(np.int8)
         step = np.exp2(-s.shift[:, None]).astype(np.float32)
-        v = _round(x[:, index] * s.inv[:, None] * step, 2 ** (outlier_bits - 1) - 1, "nearest", 0, 0)
+        v = _round(
+            x[:, index] * s.inv[:, None] * step, 2 ** (outlier_bits - 1) - 1, "nearest", 0, 0
+        )
     v = v << s.shift[:, None]
     return Split(q, (v >> 7).astype(np.int8), (v & 127).astype(np.int8), s.scale, index)
 

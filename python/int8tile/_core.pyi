@@ -1,0 +1,157 @@
+"""Types of the C++ core. Addresses are integers; matrices are (address, dtype code, rows, cols,
+row stride, column stride) with strides in elements."""
+
+_Matrix = tuple[int, int, int, int, int, int]
+
+__version__: str
+SLICE_DEPTH: int
+
+class UnsupportedError(NotImplementedError): ...
+
+class GemmPlan:
+    @property
+    def m(self) -> int: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def outlier_bits(self) -> int: ...
+    @property
+    def k_padded(self) -> int: ...
+    @property
+    def m_block(self) -> int: ...
+    @property
+    def n_block(self) -> int: ...
+    @property
+    def k_block(self) -> int: ...
+    @property
+    def tasks(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def stream(self) -> bool: ...
+    @property
+    def accumulator_bound(self) -> int: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    @property
+    def slices(self) -> list[tuple[int, int]]: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def tile(self) -> tuple[int, int]: ...
+
+def compiled_isas() -> list[str]: ...
+def supported_isas() -> list[str]: ...
+def default_isa() -> str: ...
+def cache_bytes() -> tuple[int, int]: ...
+def panel_columns(isa: str = "") -> int: ...
+def default_capacity(k: int) -> int: ...
+def plan(
+    m: int, n: int, k: int, capacity: int, outlier_bits: int, threads: int, isa: str = ""
+) -> GemmPlan: ...
+def linear_forward(
+    input: _Matrix,
+    weight: _Matrix,
+    bias: _Matrix,
+    packed: int,
+    packed_scale: int,
+    threshold: float,
+    outlier_bits: int,
+    capacity: int,
+    granularity: str,
+    scale: str,
+    saved_regular: int,
+    saved_high: int,
+    input_scale: int,
+    index: int,
+    out: _Matrix,
+    threads: int,
+    isa: str = "",
+) -> tuple[int, int]: ...
+def linear_grad_input(
+    grad_output: _Matrix,
+    weight: _Matrix,
+    packed: int,
+    packed_scale: int,
+    granularity: str,
+    scale: str,
+    rounding: str,
+    seed: int,
+    out: _Matrix,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def linear_grad_weight(
+    grad_output: _Matrix,
+    saved_regular: int,
+    saved_high: int,
+    input_scale: int,
+    index: int,
+    outliers: int,
+    in_features: int,
+    granularity: str,
+    scale: str,
+    rounding: str,
+    seed: int,
+    out: _Matrix,
+    grad_bias: int,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def pack_weight(
+    weight: _Matrix,
+    granularity: str,
+    scale: str,
+    transposed: bool,
+    panels: int,
+    scales: int,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def quantize(
+    input: _Matrix,
+    fold: int,
+    granularity: str,
+    scale: str,
+    rounding: str,
+    seed: int,
+    gemm_id: int,
+    transposed: bool,
+    q: int,
+    scales: int,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def quantize_split(
+    input: _Matrix,
+    threshold: float,
+    outlier_bits: int,
+    capacity: int,
+    granularity: str,
+    scale: str,
+    q: int,
+    high: int,
+    low: int,
+    scales: int,
+    index: int,
+    threads: int,
+    isa: str = "",
+) -> tuple[int, int]: ...
+def gemm(
+    a: int,
+    m: int,
+    k: int,
+    b: int,
+    n: int,
+    a_high: int,
+    b_high: int,
+    high_columns: int,
+    out: int,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def fingerprint(address: int, bytes: int, samples: int) -> int: ...

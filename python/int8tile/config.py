@@ -1,0 +1,126 @@
+"""How a linear layer is quantised: one frozen dataclass, and per-layer mappings of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+GRANULARITIES = ("row", "tensor")
+SCALES = ("absmax", "pow2")
+ROUNDINGS = ("nearest", "stochastic")
+MIN_OUTLIER_BITS, MAX_OUTLIER_BITS = 8, 15
+
+
+def check_options(
+    who: str,
+    threshold: float | None = None,
+    outlier_bits: int = 12,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+) -> None:
+    """Raise ValueError, in the name of `who`, for an option outside its range."""
+    if threshold is not None and not (threshold >= 0 and math.isfinite(threshold)):
+        raise ValueError(f"{who}: threshold must be None or finite and >= 0; got {threshold}")
+    if not MIN_OUTLIER_BITS <= outlier_bits <= MAX_OUTLIER_BITS:
+        raise ValueError(
+            f"{who}: outlier_bits must be {MIN_OUTLIER_BITS}..{MAX_OUTLIER_BITS}; "
+            f"got {outlier_bits}"
+        )
+    for name, value, allowed in (
+        ("granularity", granularity, GRANULARITIES),
+        ("scale", scale, SCALES),
+        ("rounding of gradients", rounding, ROUNDINGS),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{who}: {name} must be one of {allowed}; got {value!r}")
+
+
+@dataclass(frozen=True)
+class Int8TileConfig:
+    """Options of one linear layer.
+
+    Args:
+        threshold: gamma, in the units of the activations: an input feature whose absmax over the
+            call's tokens exceeds it is an outlier column, held in two int8 limbs. None or 0 turns
+            the split off.
+        outlier_bits: significant bits of an outlier value, 8..15.
+        outlier_capacity: the most outlier columns of a call. None: a sixteenth of the input
+            features, rounded up to 32, lowered where int32 sums could overflow. More columns
+            than that stay INT8 (largest first into the limbs) and are counted as overflow.
+        granularity: "row" (a scale per token and per output channel) or "tensor".
+        scale: "absmax", or "pow2" (dynamic fixed point: rounded up to a power of two).
+        grad_rounding: rounding of the output gradient, "nearest" or "stochastic".
+        forward: int8 for y = x @ w.T; False computes it in the input's dtype.
+        grad_input: the same for grad_x = g @ w.
+        grad_weight: the same for grad_w = g.T @ x.
+
+    Raises:
+        ValueError: an option is outside its range.
+
+    Source: the split is that of arXiv 2312.09211; row scales, the shared least significant bit
+    and the choice under a capacity are this library's own.
+    """
+
+    threshold: float | None = 5.0
+    outlier_bits: int = 12
+    outlier_capacity: int | None = None
+    granularity: str = "row"
+    scale: str = "absmax"
+    grad_rounding: str = "nearest"
+    forward: bool = True
+    grad_input: bool = True
+    grad_weight: bool = True
+
+    def __post_init__(self) -> None:
+        who = "int8tile.Int8TileConfig"
+        check_options(
+            who,
+            self.threshold,
+            self.outlier_bits,
+            self.granularity,
+            self.scale,
+            self.grad_rounding,
+        )
+        if self.outlier_capacity is not None and self.outlier_capacity < 0:
+            raise ValueError(
+                f"{who}: outlier_capacity must be None or >= 0; got {self.outlier_capacity}"
+            )
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> Int8TileConfig:  # noqa: ANN401 - any field of the class
+        """The preset closest to arXiv 2312.09211: one power-of-two scale per tensor, INT12
+        outliers above 5, stochastically rounded gradients.
+
+        Args:
+            **overrides: fields to set differently.
+        """
+        preset: dict[str, Any] = {
+            "granularity": "tensor",
+            "scale": "pow2",
+            "grad_rounding": "stochastic",
+        }
+        return cls(**{**preset, **overrides})
+
+    @property
+    def any_int8(self) -> bool:
+        """Whether any of the three GEMMs runs in int8."""
+        return self.forward or self.grad_input or self.grad_weight
+
+
+ConfigMapping = Mapping[str, "Int8TileConfig | None"]
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a module name, or its part after any dot, matches a shell-style pattern."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
+
+
+def config_for(name: str, config: Int8TileConfig | ConfigMapping) -> Int8TileConfig | None:
+    """The config of the module `name`: the first pattern that matches, None for none."""
+    if isinstance(config, Int8TileConfig):
+        return config
+    return next((c for pattern, c in config.items() if matches(name, pattern)), None)

@@ -1,0 +1,140 @@
+"""Converting the linear layers of a model in place, and saying what was left alone and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from int8tile.config import ConfigMapping, Int8TileConfig, config_for, matches
+from int8tile.nn.linear import Int8Linear
+
+DEFAULT_SKIP = ("lm_head", "*lora_*")
+FilterFn = Callable[[nn.Module, str], bool]
+
+# Modules whose matrices are no linear layers, so that nobody expects them to be converted.
+_NOT_LINEAR = (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd, nn.RNNBase)
+
+
+@dataclass
+class ConversionReport:
+    """What convert_ did.
+
+    Args:
+        converted: names of the modules that are Int8Linear now.
+        skipped: reasons by the name of each linear-like module that is not.
+    """
+
+    converted: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.converted)} linear layers converted, {len(self.skipped)} skipped"]
+        lines += [f"  skipped {name or '(root)'}: {why}" for name, why in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def _matrix_parameters(module: nn.Module) -> list[str]:
+    return [
+        name
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() >= 2 and parameter.is_floating_point()
+    ]
+
+
+def _why_not(
+    module: nn.Module, name: str, filter_fn: FilterFn | None, skip: Iterable[str]
+) -> str | None:
+    if not isinstance(module, nn.Linear):
+        names = ", ".join(_matrix_parameters(module))
+        return f"{type(module).__name__} is no nn.Linear (holds {names})"
+    if type(module) not in (nn.Linear, Int8Linear):
+        return f"{type(module).__name__} is a subclass of nn.Linear"
+    if module.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"its weight is {module.weight.dtype}"
+    pattern = next((p for p in skip if matches(name, p)), None)
+    if pattern is not None:
+        return f"its name matches skip pattern {pattern!r}"
+    if filter_fn is not None and not filter_fn(module, name):
+        return "filter_fn returned False"
+    return None
+
+
+def convert_(
+    model: nn.Module,
+    config: Int8TileConfig | ConfigMapping | None = None,
+    filter_fn: FilterFn | None = None,
+    skip: Iterable[str] = DEFAULT_SKIP,
+) -> ConversionReport:
+    """Turn the nn.Linear layers of `model` into Int8Linear, in place.
+
+    Parameters, names, hooks and tied weights stay as they are, so optimizers made before or after
+    work, and so do state_dict, safetensors and adapters.
+
+    Args:
+        model: any module; may itself be an nn.Linear.
+        config: one config for all layers (None: the defaults), or a mapping of shell-style name
+            patterns to configs, where the first match decides and None leaves a layer as it is.
+        filter_fn: called with (module, name); a layer is converted only where it returns True.
+        skip: name patterns that are left alone.
+
+    Returns:
+        A report of the converted layers and of the linear-like modules that were not.
+
+    Raises:
+        TypeError: config or its values are of another type.
+    """
+    config = Int8TileConfig() if config is None else config
+    _check_config(config)
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
+    report = ConversionReport()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, _NOT_LINEAR):
+            continue
+        if not isinstance(module, nn.Linear) and not _matrix_parameters(module):
+            continue
+        reason = _why_not(module, name, filter_fn, skip)
+        layer_config = config_for(name, config)
+        if reason is None and layer_config is None:
+            reason = "no config pattern matches, or it maps to None"
+        if reason is not None or layer_config is None:
+            report.skipped[name] = str(reason)
+            continue
+        assert isinstance(module, nn.Linear)
+        Int8Linear.from_linear(module, layer_config)
+        report.converted.append(name)
+    return report
+
+
+def _check_config(config: Int8TileConfig | ConfigMapping) -> None:
+    values = [config] if isinstance(config, Int8TileConfig) else None
+    if values is None:
+        try:
+            values = [c for c in dict(config).values() if c is not None]
+        except (TypeError, ValueError):
+            values = [config]
+    for value in values:
+        if not isinstance(value, Int8TileConfig):
+            raise TypeError(
+                "int8tile.convert_: config must be an Int8TileConfig or a mapping of name "
+                f"patterns to them; got {type(value).__name__}"
+            )
+
+
+def revert_(model: nn.Module) -> list[str]:
+    """Turn every Int8Linear of `model` back into nn.Linear, in place, with the same parameters.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The names of the modules that were turned back.
+    """
+    names = []
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Int8Linear):
+            module.to_linear()
+            names.append(name)
+    return names

@@ -1,0 +1,166 @@
+"""Int8Linear: an nn.Linear with the same parameters whose GEMMs run in int8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from int8tile import _core
+from int8tile.config import Int8TileConfig
+from int8tile.ops.autograd import Packed, linear
+
+_FINGERPRINT_SAMPLES = 1024
+_Key = tuple[int, int, int, str, str]
+
+
+class FrozenWeightCache:
+    """Packed copies of a weight that does not require grad, for forward and for grad_input.
+
+    A copy is reused only while the weight's address, version and a fingerprint of 1,024 spread
+    words are unchanged. A write through `.data` moves no version: one that changes the whole
+    weight (merging an adapter, say) is seen by the fingerprint; after one that changes a few
+    elements call `Int8Linear.invalidate`.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[bool, tuple[_Key, Packed]] = {}
+
+    def clear(self) -> None:
+        """Drop the copies."""
+        self._entries.clear()
+
+    def get(
+        self, weight: torch.Tensor, granularity: str, scale: str, transpose: bool
+    ) -> Packed | None:
+        """Panels and scales of `weight`, or None where it is trained or is no plain CPU tensor."""
+        if weight.requires_grad or torch.compiler.is_compiling() or weight.is_inference():
+            return None
+        if type(weight) not in (torch.Tensor, nn.Parameter) or not weight.is_contiguous():
+            return None
+        address = weight.data_ptr()
+        mark = _core.fingerprint(
+            address, weight.numel() * weight.element_size(), _FINGERPRINT_SAMPLES
+        )
+        key = (address, weight._version, mark, granularity, scale)
+        entry = self._entries.get(transpose)
+        if entry is None or entry[0] != key:
+            packed = torch.ops.int8tile.pack_weight(weight, granularity, scale, transpose)
+            entry = self._entries[transpose] = (key, packed)
+        return entry[1]
+
+
+class Int8Linear(nn.Linear):
+    """y = x @ w.T + bias in int8, forward and backward, on the parameters of an nn.Linear.
+
+    Parameters, state_dict keys and dtypes are those of nn.Linear. The weight is quantised in every
+    forward while it requires grad; a frozen weight is kept packed (a quarter of float32 for
+    forward, and as much again for backward).
+
+    Args:
+        in_features: k.
+        out_features: n.
+        bias: whether there is a bias.
+        device: as in nn.Linear.
+        dtype: as in nn.Linear; float32, bfloat16 or float16.
+        config: how to quantise; None for the defaults.
+    """
+
+    config: Int8TileConfig
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        config: Int8TileConfig | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.config = config or Int8TileConfig()
+
+    @classmethod
+    def from_linear(cls, module: nn.Linear, config: Int8TileConfig | None = None) -> Int8Linear:
+        """Turn `module` itself into an Int8Linear: same object, parameters and hooks.
+
+        Args:
+            module: an nn.Linear, not one of its subclasses.
+            config: how to quantise; None for the defaults.
+
+        Raises:
+            TypeError: the module is of another class.
+        """
+        if type(module) not in (nn.Linear, cls):
+            raise TypeError(
+                f"int8tile.nn.Int8Linear.from_linear: module must be an nn.Linear; "
+                f"got {type(module).__name__}"
+            )
+        module.__class__ = cls
+        assert isinstance(module, cls)
+        module.config = config or Int8TileConfig()
+        module.invalidate()
+        return module
+
+    def to_linear(self) -> nn.Linear:
+        """Turn this module itself back into an nn.Linear."""
+        self.__dict__.pop("_cache", None)
+        self.__dict__.pop("config", None)
+        module: nn.Linear = self
+        module.__class__ = nn.Linear
+        return module
+
+    def invalidate(self) -> None:
+        """Forget the packed copy of a frozen weight, after writing to it behind torch's back."""
+        self.__dict__.pop("_cache", None)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Apply the layer.
+
+        Args:
+            input: [..., in_features] float32, bfloat16 or float16.
+
+        Returns:
+            [..., out_features].
+        """
+        c = self.config
+        if not c.any_int8:
+            return nn.functional.linear(input, self.weight, self.bias)
+        split = (c.threshold, c.outlier_bits, c.outlier_capacity)
+        scales = (c.granularity, c.scale, c.grad_rounding)
+        switches = (c.forward, c.grad_input, c.grad_weight)
+        if torch.compiler.is_compiling():
+            traced: torch.Tensor = torch.ops.int8tile.linear_switched(
+                input, self.weight, self.bias, *split, *scales, *switches
+            )
+            return traced
+        cache = None
+        if not self.weight.requires_grad:
+            cache = self.__dict__.get("_cache")
+            if cache is None:
+                cache = self.__dict__["_cache"] = FrozenWeightCache()
+        return linear(input, self.weight, self.bias, split, scales, switches, cache)
+
+    def extra_repr(self) -> str:
+        """The layer's sizes and what differs from the default config."""
+        return f"{super().extra_repr()}, config={self.config}"
+
+    def train(self, mode: bool = True) -> Int8Linear:
+        """Set the mode; also drops the packed copy of a frozen weight."""
+        self.invalidate()
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.pop("_cache", None)
+        return state
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Int8Linear:
+        self.invalidate()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        self.invalidate()
+        super()._load_from_state_dict(*args, **kwargs)

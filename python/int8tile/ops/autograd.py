@@ -1,0 +1,221 @@
+"""The differentiable linear: an autograd.Function over the raw ops, and the public op's kernel.
+
+The Function is the cheapest way through eager torch and is traceable; torch.ops.int8tile.linear
+is a composite over it, so that it trains when called directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from int8tile.config import check_options
+from int8tile.ops import schema
+
+Packed = tuple[torch.Tensor, torch.Tensor]
+
+
+class WeightCache(Protocol):
+    """Packed copies of a frozen weight; see int8tile.nn.linear."""
+
+    def get(
+        self, weight: torch.Tensor, granularity: str, scale: str, transpose: bool
+    ) -> Packed | None:
+        """Packed panels and scales of `weight`, or None if it may change between calls."""
+
+
+def _draw_seed(rounding: str, device: torch.device) -> torch.Tensor | None:
+    if rounding != "stochastic":
+        return None
+    return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=device)
+
+
+def _matrix(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
+
+
+class LinearFunction(torch.autograd.Function):
+    """y = x @ w.T + bias with each of its three GEMMs in int8 or in float."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context takes any attribute
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        split: tuple[float | None, int, int | None],
+        scales: tuple[str, str, str],
+        switches: tuple[bool, bool, bool],
+        out_dtype: torch.dtype,
+        cache: WeightCache | None,
+    ) -> torch.Tensor:
+        """Run the forward GEMM and save what backward needs, int8 where it is int8."""
+        granularity, scale, rounding = scales
+        forward_int8, grad_input_int8, grad_weight_int8 = switches
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        x = _matrix(input)
+        save = needs_weight and grad_weight_int8
+        if forward_int8:
+            packed = cache.get(weight, granularity, scale, False) if cache else None
+            output, *saved = torch.ops.int8tile.linear_forward(
+                x, weight, bias, *split, granularity, scale, save, out_dtype, *(packed or ())
+            )
+        else:
+            cast = None if bias is None else bias.to(out_dtype)
+            output = torch.nn.functional.linear(x.to(out_dtype), weight.to(out_dtype), cast)
+            saved = []
+            if save:  # no output features: x is quantised for backward, and nothing multiplied
+                _, *saved = torch.ops.int8tile.linear_forward(
+                    x, weight[:0], None, *split, granularity, scale, True, out_dtype
+                )
+        ctx.scales, ctx.switches, ctx.cache = scales, switches, cache
+        ctx.lead = input.shape[:-1]
+        ctx.in_features = weight.shape[1]
+        ctx.dtypes = (input.dtype, weight.dtype, None if bias is None else bias.dtype)
+        seed = _draw_seed(rounding, x.device) if any(ctx.needs_input_grad[:2]) else None
+        float_input = x if needs_weight and not grad_weight_int8 else None
+        ctx.save_for_backward(
+            weight if needs_input else None, float_input, seed, *(saved if save else ())
+        )
+        return output.view(*ctx.lead, weight.shape[0])
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+        """Gradients of input, weight and bias."""
+        weight, float_input, seed, *saved = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        g = _matrix(grad_output)
+        grad_input = grad_weight = grad_bias = None
+        if needs_input:
+            grad_input = _grad_input(ctx, g, weight, seed).view(*ctx.lead, ctx.in_features)
+        if needs_weight and saved:
+            grad_weight, sums = torch.ops.int8tile.linear_grad_weight(
+                g, *saved, ctx.in_features, *ctx.scales, seed, ctx.dtypes[1], needs_bias
+            )
+            grad_bias = sums.to(ctx.dtypes[2]) if needs_bias else None
+        else:
+            if needs_weight:
+                grad_weight = (g.to(float_input.dtype).t() @ float_input).to(ctx.dtypes[1])
+            if needs_bias:
+                grad_bias = g.sum(0, dtype=torch.float32).to(ctx.dtypes[2])
+        return grad_input, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _grad_input(
+    ctx: Any,  # noqa: ANN401
+    g: torch.Tensor,
+    weight: torch.Tensor,
+    seed: torch.Tensor | None,
+) -> torch.Tensor:
+    granularity, scale, rounding = ctx.scales
+    dtype = ctx.dtypes[0]
+    if not ctx.switches[1]:
+        return (g @ weight.to(g.dtype)).to(dtype)
+    packed = ctx.cache.get(weight, granularity, scale, True) if ctx.cache else None
+    result: torch.Tensor = torch.ops.int8tile.linear_grad_input(
+        g, weight, granularity, scale, rounding, seed, dtype, *(packed or ())
+    )
+    return result
+
+
+def linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    split: tuple[float | None, int, int | None],
+    scales: tuple[str, str, str],
+    switches: tuple[bool, bool, bool] = (True, True, True),
+    cache: WeightCache | None = None,
+) -> torch.Tensor:
+    """Apply a linear layer in int8; differentiable once.
+
+    Args:
+        input: [..., k] float32, bfloat16 or float16.
+        weight: [n, k], the same dtype except under autocast.
+        bias: [n] or None.
+        split: threshold (None or 0: no split), outlier bits, outlier capacity (None: default).
+        scales: granularity, scale kind, rounding of gradients.
+        switches: int8 for forward, grad_input and grad_weight.
+        cache: packed copies of a frozen weight.
+
+    Returns:
+        [..., n] in the input's dtype, or in the autocast dtype under autocast.
+
+    Raises:
+        ValueError: shapes, devices or options that do not fit.
+        TypeError: dtypes that do not fit.
+        NotImplementedError: a device without int8tile kernels.
+    """
+    who = "int8tile::linear"
+    check_options(who, split[0], split[1], *scales)
+    schema.check_linear(who, input, weight, bias)
+    device = input.device.type
+    if device != "cpu":
+        raise NotImplementedError(f"{who}: this build runs on cpu; got a tensor on {device}")
+    dtype = input.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    elif weight.dtype != dtype or (bias is not None and bias.dtype != dtype):
+        got = weight.dtype if weight.dtype != dtype else bias.dtype if bias is not None else None
+        raise TypeError(f"{who}: weight and bias must be {dtype} like input; got {got}")
+    schema.resolve_capacity(who, int(weight.shape[1]), *split)
+    needs_grad = torch.is_grad_enabled() and (
+        input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    )
+    if needs_grad or not switches[0]:
+        result: torch.Tensor = LinearFunction.apply(
+            input, weight, bias, split, scales, switches, dtype, cache
+        )
+        return result
+    packed = cache.get(weight, scales[0], scales[1], False) if cache else None
+    output = torch.ops.int8tile.linear_forward(
+        _matrix(input), weight, bias, *split, *scales[:2], False, dtype, *(packed or ())
+    )[0]
+    result = output.view(*input.shape[:-1], weight.shape[0])
+    return result
+
+
+def _linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    threshold: float | None = 5.0,
+    outlier_bits: int = 12,
+    outlier_capacity: int | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    grad_rounding: str = "nearest",
+) -> torch.Tensor:
+    split = (threshold, outlier_bits, outlier_capacity)
+    return linear(input, weight, bias, split, (granularity, scale, grad_rounding))
+
+
+def _linear_switched(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    threshold: float | None = 5.0,
+    outlier_bits: int = 12,
+    outlier_capacity: int | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    grad_rounding: str = "nearest",
+    forward: bool = True,
+    grad_input: bool = True,
+    grad_weight: bool = True,
+) -> torch.Tensor:
+    split = (threshold, outlier_bits, outlier_capacity)
+    scales = (granularity, scale, grad_rounding)
+    return linear(input, weight, bias, split, scales, (forward, grad_input, grad_weight))
+
+
+_COMPOSITES: dict[str, Callable[..., torch.Tensor]] = {
+    "linear": _linear,
+    "linear_switched": _linear_switched,
+}
+for _name, _kernel in _COMPOSITES.items():
+    schema.LIBRARY.impl(_name, _kernel, "CompositeImplicitAutograd")

@@ -1,0 +1,283 @@
+"""CPU kernels of the ops: checks and results from the schema, work by the C++ core."""
+
+from __future__ import annotations
+
+import torch
+
+from int8tile import _core
+from int8tile.ops import schema
+
+_NO_MATRIX = (0, 0, 1, 0, 0, 1)
+
+
+def _matrix(tensor: torch.Tensor) -> tuple[int, int, int, int, int, int]:
+    rows, cols = tensor.shape
+    row_stride, col_stride = tensor.stride()
+    code = schema.DTYPE_CODES[tensor.dtype]
+    return tensor.data_ptr(), code, rows, cols, row_stride, col_stride
+
+
+def _pointer(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _seed(rounding: str, seed: torch.Tensor | None) -> int:
+    return int(seed.item()) if seed is not None and rounding == "stochastic" else 0
+
+
+def _contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+def linear_forward(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    threshold: float | None = 5.0,
+    outlier_bits: int = 12,
+    outlier_capacity: int | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    save: bool = True,
+    out_dtype: torch.dtype | None = None,
+    packed_weight: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """Run y = x @ w.T + bias; see the schema for the results."""
+    results = schema.linear_forward(
+        input,
+        weight,
+        bias,
+        threshold,
+        outlier_bits,
+        outlier_capacity,
+        granularity,
+        scale,
+        save,
+        out_dtype,
+        packed_weight,
+        weight_scale,
+    )
+    output, saved_input, saved_limbs, input_scale, outlier_index, outlier_count = results
+    counts = _core.linear_forward(
+        _matrix(input),
+        _matrix(weight),
+        _NO_MATRIX if bias is None else _matrix(bias[None]),
+        _pointer(packed_weight),
+        _pointer(weight_scale),
+        threshold or 0.0,
+        outlier_bits,
+        outlier_index.shape[0],
+        granularity,
+        scale,
+        _pointer(saved_input) if save else 0,
+        _pointer(saved_limbs) if saved_limbs.numel() else 0,
+        input_scale.data_ptr(),
+        outlier_index.data_ptr(),
+        _matrix(output),
+        torch.get_num_threads(),
+    )
+    outlier_count[0], outlier_count[1] = counts
+    return results
+
+
+def linear_grad_input(
+    grad_output: torch.Tensor,
+    weight: torch.Tensor,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+    seed: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    packed_weight: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Run grad_x = g @ w."""
+    output = schema.linear_grad_input(
+        grad_output,
+        weight,
+        granularity,
+        scale,
+        rounding,
+        seed,
+        out_dtype,
+        packed_weight,
+        weight_scale,
+    )
+    _core.linear_grad_input(
+        _matrix(grad_output),
+        _matrix(weight),
+        _pointer(packed_weight),
+        _pointer(weight_scale),
+        granularity,
+        scale,
+        rounding,
+        _seed(rounding, seed),
+        _matrix(output),
+        torch.get_num_threads(),
+    )
+    return output
+
+
+def linear_grad_weight(
+    grad_output: torch.Tensor,
+    saved_input: torch.Tensor,
+    saved_limbs: torch.Tensor,
+    input_scale: torch.Tensor,
+    outlier_index: torch.Tensor,
+    outlier_count: torch.Tensor,
+    in_features: int,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+    seed: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    with_bias: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run grad_w = g.T @ x and, with_bias, the sum of g over tokens."""
+    grad_weight, grad_bias = schema.linear_grad_weight(
+        grad_output,
+        saved_input,
+        saved_limbs,
+        input_scale,
+        outlier_index,
+        outlier_count,
+        in_features,
+        granularity,
+        scale,
+        rounding,
+        seed,
+        out_dtype,
+        with_bias,
+    )
+    _core.linear_grad_weight(
+        _matrix(grad_output),
+        saved_input.data_ptr(),
+        saved_limbs.data_ptr(),
+        input_scale.data_ptr(),
+        outlier_index.data_ptr(),
+        int(outlier_count[0]),
+        in_features,
+        granularity,
+        scale,
+        rounding,
+        _seed(rounding, seed),
+        _matrix(grad_weight),
+        _pointer(grad_bias) if with_bias else 0,
+        torch.get_num_threads(),
+    )
+    return grad_weight, grad_bias
+
+
+def pack_weight(
+    weight: torch.Tensor, granularity: str = "row", scale: str = "absmax", transpose: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise a weight into the panels that linear_forward (or, transposed, grad_input) reads."""
+    packed, scales = schema.pack_weight(weight, granularity, scale, transpose)
+    _core.pack_weight(
+        _matrix(weight),
+        granularity,
+        scale,
+        transpose,
+        packed.data_ptr(),
+        scales.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return packed, scales
+
+
+def quantize(
+    input: torch.Tensor,
+    fold: torch.Tensor | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+    seed: torch.Tensor | None = None,
+    transpose: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise a matrix per row, or per column and transposed."""
+    q, scales = schema.quantize(input, fold, granularity, scale, rounding, seed, transpose)
+    fold = _contiguous(fold)
+    _core.quantize(
+        _matrix(input),
+        _pointer(fold),
+        granularity,
+        scale,
+        rounding,
+        _seed(rounding, seed),
+        0,
+        transpose,
+        q.data_ptr(),
+        scales.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return q, scales
+
+
+def quantize_split(
+    input: torch.Tensor,
+    threshold: float | None = 5.0,
+    outlier_bits: int = 12,
+    outlier_capacity: int | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+) -> tuple[torch.Tensor, ...]:
+    """Quantise activations with their outlier columns in two limbs."""
+    results = schema.quantize_split(
+        input, threshold, outlier_bits, outlier_capacity, granularity, scale
+    )
+    q, high, low, scales, outlier_index, outlier_count = results
+    counts = _core.quantize_split(
+        _matrix(input),
+        threshold or 0.0,
+        outlier_bits,
+        outlier_index.shape[0],
+        granularity,
+        scale,
+        q.data_ptr(),
+        high.data_ptr(),
+        low.data_ptr(),
+        scales.data_ptr(),
+        outlier_index.data_ptr(),
+        torch.get_num_threads(),
+    )
+    outlier_count[0], outlier_count[1] = counts
+    return results
+
+
+def gemm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_high: torch.Tensor | None = None,
+    b_high: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiply int8 matrices exactly: ((a_high @ b_high.T) << 7) + a @ b.T."""
+    output = schema.gemm(a, b, a_high, b_high)
+    a, b = a.contiguous(), b.contiguous()
+    a_high, b_high = _contiguous(a_high), _contiguous(b_high)
+    _core.gemm(
+        a.data_ptr(),
+        *a.shape,
+        b.data_ptr(),
+        b.shape[0],
+        _pointer(a_high),
+        _pointer(b_high),
+        0 if a_high is None else a_high.shape[1],
+        output.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return output
+
+
+KERNELS = {
+    "linear_forward": linear_forward,
+    "linear_grad_input": linear_grad_input,
+    "linear_grad_weight": linear_grad_weight,
+    "pack_weight": pack_weight,
+    "quantize": quantize,
+    "quantize_split": quantize_split,
+    "gemm": gemm,
+}
+
+for _name, _kernel in KERNELS.items():
+    schema.LIBRARY.impl(_name, _kernel, "CPU")

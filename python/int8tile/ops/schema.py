@@ -1,0 +1,380 @@
+"""The torch ops' schemas, argument checks and fake kernels (shapes without data)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from int8tile import _core
+from int8tile.config import check_options
+
+LIBRARY = torch.library.Library("int8tile", "DEF")
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DEPTH_ALIGN = 16  # tokens and features are padded to whole turns of the GEMM's inner loop
+MAX_GEMM_DEPTH = _core.SLICE_DEPTH
+
+_SPLIT = "float? threshold=5.0, int outlier_bits=12, int? outlier_capacity=None"
+_SCALE = 'str granularity="row", str scale="absmax"'
+_GRAD = 'str rounding="nearest", Tensor? seed=None'
+_SAVED = (
+    "Tensor saved_input, Tensor saved_limbs, Tensor input_scale, Tensor outlier_index, "
+    "Tensor outlier_count"
+)
+_PACKED = "Tensor? packed_weight=None, Tensor? weight_scale=None"
+
+for _schema in (
+    f"linear(Tensor input, Tensor weight, Tensor? bias=None, {_SPLIT}, {_SCALE}, "
+    'str grad_rounding="nearest") -> Tensor',
+    f"linear_switched(Tensor input, Tensor weight, Tensor? bias, {_SPLIT}, {_SCALE}, "
+    'str grad_rounding="nearest", bool forward=True, bool grad_input=True, '
+    "bool grad_weight=True) -> Tensor",
+    f"linear_forward(Tensor input, Tensor weight, Tensor? bias=None, {_SPLIT}, {_SCALE}, "
+    f"bool save=True, ScalarType? out_dtype=None, {_PACKED}) -> (Tensor output, {_SAVED})",
+    f"linear_grad_input(Tensor grad_output, Tensor weight, {_SCALE}, {_GRAD}, "
+    f"ScalarType? out_dtype=None, {_PACKED}) -> Tensor",
+    f"linear_grad_weight(Tensor grad_output, {_SAVED}, int in_features, {_SCALE}, {_GRAD}, "
+    "ScalarType? out_dtype=None, bool with_bias=True) -> (Tensor grad_weight, Tensor grad_bias)",
+    f"pack_weight(Tensor weight, {_SCALE}, bool transpose=False) -> (Tensor packed, Tensor scale)",
+    f"quantize(Tensor input, Tensor? fold=None, {_SCALE}, {_GRAD}, bool transpose=False) "
+    "-> (Tensor q, Tensor scale)",
+    f"quantize_split(Tensor input, {_SPLIT}, {_SCALE}) -> (Tensor q, Tensor high, Tensor low, "
+    "Tensor scale, Tensor outlier_index, Tensor outlier_count)",
+    "gemm(Tensor a, Tensor b, Tensor? a_high=None, Tensor? b_high=None) -> Tensor",
+):
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def _shape(tensor: torch.Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def _check_float(who: str, **tensors: torch.Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype not in DTYPE_CODES:
+            raise TypeError(
+                f"{who}: {name} must be float32, bfloat16 or float16; got {tensor.dtype}"
+            )
+
+
+def _check_matrix(who: str, **tensors: torch.Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dim() != 2:
+            raise ValueError(f"{who}: {name} must have 2 dimensions; got {_shape(tensor)}")
+
+
+def _check_device(who: str, first: torch.Tensor, **others: torch.Tensor | None) -> None:
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != first.device:
+            raise ValueError(
+                f"{who}: {name} must be on {first.device} like the first argument; "
+                f"got {tensor.device}"
+            )
+
+
+@lru_cache(maxsize=4096)
+def resolve_capacity(
+    who: str, features: int, threshold: float | None, bits: int, capacity: int | None
+) -> int:
+    """Outlier columns to make room for: 0 without a split.
+
+    Raises:
+        ValueError: the capacity exceeds the features or could overflow int32 sums.
+    """
+    if capacity is not None:
+        try:
+            _core.plan(0, 0, features, capacity, bits, 1)
+        except ValueError as error:
+            raise ValueError(str(error).replace("int8tile::plan", who)) from None
+    if not threshold:
+        return 0
+    return _core.default_capacity(features) if capacity is None else capacity
+
+
+def check_linear(
+    who: str, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> None:
+    """Check shapes, dtypes and devices of a linear layer's arguments.
+
+    Raises:
+        ValueError: shapes or devices do not match.
+        TypeError: a dtype is not float32, bfloat16 or float16.
+    """
+    if input.dim() == 0 or weight.dim() != 2 or input.shape[-1] != weight.shape[1]:
+        features = input.shape[-1] if input.dim() else "k"
+        raise ValueError(
+            f"{who}: weight must be [n, {features}] to match input {_shape(input)}; "
+            f"got {_shape(weight)}"
+        )
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
+        raise ValueError(
+            f"{who}: bias must be [{weight.shape[0]}] to match weight {_shape(weight)}; "
+            f"got {_shape(bias)}"
+        )
+    _check_float(who, input=input, weight=weight, bias=bias)
+    _check_device(who, input, weight=weight, bias=bias)
+
+
+def _check_seed(who: str, rounding: str, seed: torch.Tensor | None) -> None:
+    if rounding != "stochastic":
+        return
+    if seed is None or seed.dtype != torch.int64 or seed.numel() != 1:
+        got = "None" if seed is None else f"{seed.dtype} {_shape(seed)}"
+        raise ValueError(
+            f"{who}: stochastic rounding needs seed, one int64 value in a tensor; got {got}"
+        )
+
+
+def _check_packed(
+    who: str,
+    packed: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shape: tuple[int, int],
+) -> None:
+    if packed is None and scale is None:
+        return
+    if (
+        packed is None
+        or scale is None
+        or packed.dtype != torch.uint8
+        or tuple(packed.shape) != shape
+    ):
+        got = None if packed is None else f"{packed.dtype} {_shape(packed)}"
+        raise ValueError(
+            f"{who}: packed_weight and weight_scale must come together from "
+            f"int8tile::pack_weight, uint8 {list(shape)}; got {got}"
+        )
+
+
+def round_up(value: int, multiple: int) -> int:
+    """`value` rounded up to a multiple; works on symbolic sizes."""
+    return (value + multiple - 1) // multiple * multiple
+
+
+def panel_shape(rows: int, depth: int) -> tuple[int, int]:
+    """Shape of the uint8 tensor that holds B panels of a [rows, depth] operand."""
+    return round_up(rows, _core.panel_columns()), round_up(depth, DEPTH_ALIGN)
+
+
+def linear_forward(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    threshold: float | None = 5.0,
+    outlier_bits: int = 12,
+    outlier_capacity: int | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    save: bool = True,
+    out_dtype: torch.dtype | None = None,
+    packed_weight: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """Checks, and empty results, of int8tile::linear_forward."""
+    who = "int8tile::linear_forward"
+    check_options(who, threshold, outlier_bits, granularity, scale)
+    _check_matrix(who, input=input)
+    check_linear(who, input, weight, bias)
+    m, k = input.shape
+    n = weight.shape[0]
+    if out_dtype is not None and out_dtype not in DTYPE_CODES:
+        raise TypeError(f"{who}: out_dtype must be float32, bfloat16 or float16; got {out_dtype}")
+    _check_packed(who, packed_weight, weight_scale, panel_shape(n, k))
+    capacity = resolve_capacity(who, int(k), threshold, outlier_bits, outlier_capacity)
+    empty = input.new_empty
+    return (
+        empty((m, n), dtype=out_dtype or input.dtype),
+        empty(panel_shape(k, m) if save else (0, 0), dtype=torch.uint8),
+        empty(panel_shape(capacity, m) if save and capacity else (0, 0), dtype=torch.uint8),
+        empty((m,), dtype=torch.float32),
+        empty((capacity,), dtype=torch.int32),
+        empty((2,), dtype=torch.int32),
+    )
+
+
+def linear_grad_input(
+    grad_output: torch.Tensor,
+    weight: torch.Tensor,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+    seed: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    packed_weight: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Checks, and the empty result, of int8tile::linear_grad_input."""
+    who = "int8tile::linear_grad_input"
+    check_options(who, None, 12, granularity, scale, rounding)
+    _check_matrix(who, grad_output=grad_output, weight=weight)
+    _check_float(who, grad_output=grad_output, weight=weight)
+    _check_device(who, grad_output, weight=weight)
+    _check_seed(who, rounding, seed)
+    if grad_output.shape[1] != weight.shape[0]:
+        raise ValueError(
+            f"{who}: weight must be [{grad_output.shape[1]}, k] to match grad_output "
+            f"{_shape(grad_output)}; got {_shape(weight)}"
+        )
+    n, k = weight.shape
+    _check_packed(who, packed_weight, weight_scale, panel_shape(k, n))
+    return grad_output.new_empty((grad_output.shape[0], k), dtype=out_dtype or grad_output.dtype)
+
+
+def linear_grad_weight(
+    grad_output: torch.Tensor,
+    saved_input: torch.Tensor,
+    saved_limbs: torch.Tensor,
+    input_scale: torch.Tensor,
+    outlier_index: torch.Tensor,
+    outlier_count: torch.Tensor,
+    in_features: int,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+    seed: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    with_bias: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Checks, and empty results, of int8tile::linear_grad_weight."""
+    who = "int8tile::linear_grad_weight"
+    check_options(who, None, 12, granularity, scale, rounding)
+    _check_matrix(who, grad_output=grad_output)
+    _check_float(who, grad_output=grad_output)
+    _check_seed(who, rounding, seed)
+    m, n = grad_output.shape
+    wanted = panel_shape(in_features, m)
+    if saved_input.dtype != torch.uint8 or tuple(saved_input.shape) != wanted:
+        raise ValueError(
+            f"{who}: saved_input must be what int8tile::linear_forward saved for "
+            f"[{m}, {in_features}], uint8 {list(wanted)}; got {saved_input.dtype} "
+            f"{_shape(saved_input)}"
+        )
+    if input_scale.shape[0] != m:
+        raise ValueError(f"{who}: input_scale must be [{m}]; got {_shape(input_scale)}")
+    return (
+        grad_output.new_empty((n, in_features), dtype=out_dtype or grad_output.dtype),
+        grad_output.new_empty((n if with_bias else 0,), dtype=torch.float32),
+    )
+
+
+def pack_weight(
+    weight: torch.Tensor, granularity: str = "row", scale: str = "absmax", transpose: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Checks, and empty results, of int8tile::pack_weight."""
+    who = "int8tile::pack_weight"
+    check_options(who, None, 12, granularity, scale)
+    _check_matrix(who, weight=weight)
+    _check_float(who, weight=weight)
+    rows, depth = (weight.shape[1], weight.shape[0]) if transpose else weight.shape
+    return (
+        weight.new_empty(panel_shape(rows, depth), dtype=torch.uint8),
+        weight.new_empty((rows,), dtype=torch.float32),
+    )
+
+
+def quantize(
+    input: torch.Tensor,
+    fold: torch.Tensor | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+    seed: torch.Tensor | None = None,
+    transpose: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Checks, and empty results, of int8tile::quantize."""
+    who = "int8tile::quantize"
+    check_options(who, None, 12, granularity, scale, rounding)
+    _check_matrix(who, input=input)
+    _check_float(who, input=input)
+    _check_seed(who, rounding, seed)
+    rows, cols = input.shape
+    if fold is not None and (fold.dtype != torch.float32 or tuple(fold.shape) != (rows,)):
+        raise ValueError(
+            f"{who}: fold must be float32 [{rows}] to match input {_shape(input)}; "
+            f"got {fold.dtype} {_shape(fold)}"
+        )
+    shape = (cols, rows) if transpose else (rows, cols)
+    return (
+        input.new_empty(shape, dtype=torch.int8),
+        input.new_empty((shape[0],), dtype=torch.float32),
+    )
+
+
+def quantize_split(
+    input: torch.Tensor,
+    threshold: float | None = 5.0,
+    outlier_bits: int = 12,
+    outlier_capacity: int | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+) -> tuple[torch.Tensor, ...]:
+    """Checks, and empty results, of int8tile::quantize_split."""
+    who = "int8tile::quantize_split"
+    check_options(who, threshold, outlier_bits, granularity, scale)
+    _check_matrix(who, input=input)
+    _check_float(who, input=input)
+    m, k = input.shape
+    capacity = resolve_capacity(who, int(k), threshold, outlier_bits, outlier_capacity)
+    empty = input.new_empty
+    return (
+        empty((m, k), dtype=torch.int8),
+        empty((m, capacity), dtype=torch.int8),
+        empty((m, capacity), dtype=torch.int8),
+        empty((m,), dtype=torch.float32),
+        empty((capacity,), dtype=torch.int32),
+        empty((2,), dtype=torch.int32),
+    )
+
+
+def gemm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_high: torch.Tensor | None = None,
+    b_high: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Checks, and the empty result, of int8tile::gemm."""
+    who = "int8tile::gemm"
+    pairs = [("a", a, "b", b)]
+    if a_high is not None or b_high is not None:
+        if a_high is None or b_high is None:
+            raise ValueError(f"{who}: a_high and b_high must be given together; got one of them")
+        pairs.append(("a_high", a_high, "b_high", b_high))
+    for left_name, left, right_name, right in pairs:
+        _check_matrix(who, **{left_name: left, right_name: right})
+        if left.dtype != torch.int8 or right.dtype != torch.int8:
+            raise TypeError(
+                f"{who}: {left_name} and {right_name} must be int8; "
+                f"got {left.dtype} and {right.dtype}"
+            )
+        if left.shape[1] != right.shape[1]:
+            raise ValueError(
+                f"{who}: {right_name} must be [n, {left.shape[1]}] to match {left_name} "
+                f"{_shape(left)}; got {_shape(right)}"
+            )
+    if a_high is not None and b_high is not None:
+        if a_high.shape[0] != a.shape[0] or b_high.shape[0] != b.shape[0]:
+            raise ValueError(
+                f"{who}: a_high must be [{a.shape[0]}, h] and b_high [{b.shape[0]}, h]; "
+                f"got {_shape(a_high)} and {_shape(b_high)}"
+            )
+    depth = a.shape[1] + (0 if a_high is None else 128 * a_high.shape[1])
+    if depth >= MAX_GEMM_DEPTH:
+        raise ValueError(
+            f"{who}: k + 128 * high columns must be below {MAX_GEMM_DEPTH} so that every sum "
+            f"fits int32; got {depth}"
+        )
+    return a.new_empty((a.shape[0], b.shape[0]), dtype=torch.int32)
+
+
+FAKES = {
+    "linear_forward": linear_forward,
+    "linear_grad_input": linear_grad_input,
+    "linear_grad_weight": linear_grad_weight,
+    "pack_weight": pack_weight,
+    "quantize": quantize,
+    "quantize_split": quantize_split,
+    "gemm": gemm,
+}
+
+for _name, _fake in FAKES.items():
+    torch.library.register_fake(f"int8tile::{_name}", _fake, lib=LIBRARY)
