@@ -123,7 +123,8 @@ def _round(
         rounded = np.floor(value + random_bits(seed, gemm_id, index))
     else:
         rounded = np.rint(value)
-    return np.clip(rounded, -limit, limit).astype(np.int64)
+    clipped: npt.NDArray[np.int64] = np.clip(rounded, -limit, limit).astype(np.int64)
+    return clipped
 
 
 def quantize(

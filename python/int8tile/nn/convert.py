@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -108,19 +108,15 @@ def convert_(
     return report
 
 
-def _check_config(config: Int8TileConfig | ConfigMapping) -> None:
-    values = [config] if isinstance(config, Int8TileConfig) else None
-    if values is None:
-        try:
-            values = [c for c in dict(config).values() if c is not None]
-        except (TypeError, ValueError):
-            values = [config]
+def _check_config(config: object) -> None:
+    values = list(config.values()) if isinstance(config, Mapping) else [config]
     for value in values:
-        if not isinstance(value, Int8TileConfig):
-            raise TypeError(
-                "int8tile.convert_: config must be an Int8TileConfig or a mapping of name "
-                f"patterns to them; got {type(value).__name__}"
-            )
+        if isinstance(value, Int8TileConfig) or (value is None and isinstance(config, Mapping)):
+            continue
+        raise TypeError(
+            "int8tile.convert_: config must be an Int8TileConfig or a mapping of name "
+            f"patterns to them; got {type(value).__name__}"
+        )
 
 
 def revert_(model: nn.Module) -> list[str]:

@@ -159,7 +159,8 @@ class Int8Linear(nn.Linear):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Int8Linear:
         self.invalidate()
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
         self.invalidate()

@@ -54,8 +54,8 @@ class LinearFunction(torch.autograd.Function):
     ) -> torch.Tensor:
         """Run the forward GEMM and save what backward needs, int8 where it is int8."""
         granularity, scale, rounding = scales
-        forward_int8, grad_input_int8, grad_weight_int8 = switches
-        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        forward_int8, _, grad_weight_int8 = switches
+        needs_input, needs_weight = ctx.needs_input_grad[:2]
         x = _matrix(input)
         save = needs_weight and grad_weight_int8
         if forward_int8:
@@ -80,10 +80,11 @@ class LinearFunction(torch.autograd.Function):
         ctx.save_for_backward(
             weight if needs_input else None, float_input, seed, *(saved if save else ())
         )
-        return output.view(*ctx.lead, weight.shape[0])
+        result: torch.Tensor = output.view(*ctx.lead, weight.shape[0])
+        return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         """Gradients of input, weight and bias."""
         weight, float_input, seed, *saved = ctx.saved_tensors
@@ -167,10 +168,8 @@ def linear(
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
     if needs_grad or not switches[0]:
-        result: torch.Tensor = LinearFunction.apply(
-            input, weight, bias, split, scales, switches, dtype, cache
-        )
-        return result
+        apply: Callable[..., torch.Tensor] = LinearFunction.apply
+        return apply(input, weight, bias, split, scales, switches, dtype, cache)
     packed = cache.get(weight, scales[0], scales[1], False) if cache else None
     output = torch.ops.int8tile.linear_forward(
         _matrix(input), weight, bias, *split, *scales[:2], False, dtype, *(packed or ())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from int8tile import _core
@@ -255,11 +257,13 @@ def gemm(
     output = schema.gemm(a, b, a_high, b_high)
     a, b = a.contiguous(), b.contiguous()
     a_high, b_high = _contiguous(a_high), _contiguous(b_high)
+    (m, k), n = a.shape, b.shape[0]
     _core.gemm(
         a.data_ptr(),
-        *a.shape,
+        m,
+        k,
         b.data_ptr(),
-        b.shape[0],
+        n,
         _pointer(a_high),
         _pointer(b_high),
         0 if a_high is None else a_high.shape[1],
@@ -269,7 +273,7 @@ def gemm(
     return output
 
 
-KERNELS = {
+KERNELS: dict[str, Callable[..., object]] = {
     "linear_forward": linear_forward,
     "linear_grad_input": linear_grad_input,
     "linear_grad_weight": linear_grad_weight,

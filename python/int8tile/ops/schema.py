@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -338,6 +339,11 @@ def gemm(
     if a_high is not None or b_high is not None:
         if a_high is None or b_high is None:
             raise ValueError(f"{who}: a_high and b_high must be given together; got one of them")
+        if a_high.shape[0] != a.shape[0] or b_high.shape[0] != b.shape[0]:
+            raise ValueError(
+                f"{who}: a_high must be [{a.shape[0]}, h] and b_high [{b.shape[0]}, h]; "
+                f"got {_shape(a_high)} and {_shape(b_high)}"
+            )
         pairs.append(("a_high", a_high, "b_high", b_high))
     for left_name, left, right_name, right in pairs:
         _check_matrix(who, **{left_name: left, right_name: right})
@@ -351,12 +357,6 @@ def gemm(
                 f"{who}: {right_name} must be [n, {left.shape[1]}] to match {left_name} "
                 f"{_shape(left)}; got {_shape(right)}"
             )
-    if a_high is not None and b_high is not None:
-        if a_high.shape[0] != a.shape[0] or b_high.shape[0] != b.shape[0]:
-            raise ValueError(
-                f"{who}: a_high must be [{a.shape[0]}, h] and b_high [{b.shape[0]}, h]; "
-                f"got {_shape(a_high)} and {_shape(b_high)}"
-            )
     depth = a.shape[1] + (0 if a_high is None else 128 * a_high.shape[1])
     if depth >= MAX_GEMM_DEPTH:
         raise ValueError(
@@ -366,7 +366,7 @@ def gemm(
     return a.new_empty((a.shape[0], b.shape[0]), dtype=torch.int32)
 
 
-FAKES = {
+FAKES: dict[str, Callable[..., object]] = {
     "linear_forward": linear_forward,
     "linear_grad_input": linear_grad_input,
     "linear_grad_weight": linear_grad_weight,
