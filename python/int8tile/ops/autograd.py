@@ -174,7 +174,7 @@ def linear(
     output = torch.ops.int8tile.linear_forward(
         _matrix(input), weight, bias, *split, *scales[:2], False, dtype, *(packed or ())
     )[0]
-    result = output.view(*input.shape[:-1], weight.shape[0])
+    result: torch.Tensor = output.view(*input.shape[:-1], weight.shape[0])
     return result
 
 
