@@ -11,6 +11,7 @@
 #include "int8tile/gemm.hpp"
 #include "int8tile/linear.hpp"
 #include "int8tile/outliers.hpp"
+#include "int8tile/probe.hpp"
 
 namespace py = pybind11;
 using namespace int8tile;
@@ -276,5 +277,23 @@ PYBIND11_MODULE(_core, m) {
   m.def("gemm", &gemm_int8, py::arg("a"), py::arg("m"), py::arg("k"), py::arg("b"), py::arg("n"),
         py::arg("a_high"), py::arg("b_high"), py::arg("high_columns"), py::arg("out"),
         py::arg("threads"), py::arg("isa") = "");
+  py::class_<PackedGemm>(m, "GemmBench", "One GEMM on ready operands, for benchmarks.")
+      .def(py::init([](int64_t rows, int64_t n, int64_t k, int64_t outliers, int threads,
+                       const std::string& isa) {
+             return PackedGemm(rows, n, k, outliers, cpu_facts(threads, isa));
+           }),
+           py::arg("m"), py::arg("n"), py::arg("k"), py::arg("outliers"), py::arg("threads"),
+           py::arg("isa") = "")
+      .def("run", &PackedGemm::run, py::call_guard<py::gil_scoped_release>());
+  m.def("peak_gops",
+        [](int threads, const std::string& isa, double seconds) {
+          return peak_gops(cpu_facts(threads, isa), seconds);
+        },
+        py::arg("threads"), py::arg("isa") = "", py::arg("seconds") = 0.01);
+  m.def("tile_gops",
+        [](int64_t k, int threads, const std::string& isa, double seconds) {
+          return tile_gops(cpu_facts(threads, isa), k, seconds);
+        },
+        py::arg("k"), py::arg("threads"), py::arg("isa") = "", py::arg("seconds") = 0.01);
   m.def("fingerprint", &fingerprint, py::arg("address"), py::arg("bytes"), py::arg("samples"));
 }

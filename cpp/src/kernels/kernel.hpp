@@ -95,6 +95,9 @@ struct Kernel {
   void (*interleave4)(const int8_t* const q[4], int64_t n, int offset, uint8_t* out);
 
   void (*dequantize_row)(const DequantizeRow&);
+
+  /// Repeats independent dot products on registers; returns the operations done. May be null.
+  int64_t (*peak)(int64_t repeats);
 };
 
 extern const Kernel kPortableKernel;
