@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -25,15 +26,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEFAULTS = Settings()
+# The help shows the options of `finetune` in four groups.
+what_option = partial(typer.Option, rich_help_panel="What")
+arms_option = partial(typer.Option, rich_help_panel="Arms")
+training_option = partial(typer.Option, rich_help_panel="Training")
+output_option = partial(typer.Option, rich_help_panel="Output")
 
 
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def _option(*names: str, panel: str, help: str, **more: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=panel, help=help, **more)
 
 
 def _print_version(wanted: bool) -> None:
@@ -74,62 +76,59 @@ def _clear_errors() -> Iterator[None]:
 def finetune(
     model: Annotated[
         str | None,
-        _option("--model", panel="What", help="Hub id or directory. [default: packaged MiniLM]"),
+        what_option("--model", help="Hub id or directory.", show_default="packaged MiniLM"),
     ] = None,
     task: Annotated[
-        str, _option("--task", panel="What", help=f"One of {', '.join(TASK_NAMES)}.")
+        str, what_option("--task", help=f"One of {', '.join(TASK_NAMES)}.")
     ] = DEFAULTS.task,
     data: Annotated[
         Path | None,
-        _option("--data", panel="What", help="Folder of GLUE .tsv files. [default: the hub]"),
+        what_option("--data", help="Folder of GLUE .tsv files.", show_default="the hub"),
     ] = None,
     max_train: Annotated[
-        int | None, _option("--max-train", panel="What", help="Most training examples.")
+        int | None, what_option("--max-train", help="Most training examples.")
     ] = None,
     max_length: Annotated[
-        int, _option("--max-length", panel="What", help="Most tokens of an example.")
+        int, what_option("--max-length", help="Most tokens of an example.")
     ] = DEFAULTS.max_length,
     arms: Annotated[
-        str, _option("--arms", panel="Arms", help=f"Some of {','.join(ARM_NAMES)}, in order.")
+        str, arms_option("--arms", help=f"Some of {','.join(ARM_NAMES)}, in order.")
     ] = ",".join(DEFAULT_ARMS),
     threshold: Annotated[
         float,
-        _option("--threshold", panel="Arms", help="Activations above it are outliers."),
+        arms_option("--threshold", help="Activations above it are outliers."),
     ] = DEFAULTS.threshold,
     outlier_bits: Annotated[
-        int, _option("--outlier-bits", panel="Arms", help="Bits of an outlier, 8 to 15.")
+        int, arms_option("--outlier-bits", help="Bits of an outlier, 8 to 15.")
     ] = DEFAULTS.outlier_bits,
     stress: Annotated[
         float,
-        _option(
+        arms_option(
             "--stress",
-            panel="Arms",
             metavar="K",
             help="Multiply 4 input features of each linear by K and divide its weight's columns "
             "by K: the same function, with the outliers of a larger model. 1 leaves it out.",
         ),
     ] = DEFAULTS.stress,
     epochs: Annotated[
-        float, _option("--epochs", panel="Training", help="Passes over the training examples.")
+        float, training_option("--epochs", help="Passes over the training examples.")
     ] = DEFAULTS.epochs,
     max_steps: Annotated[
-        int | None, _option("--max-steps", panel="Training", help="Most optimizer steps.")
+        int | None, training_option("--max-steps", help="Most optimizer steps.")
     ] = None,
     batch_size: Annotated[
-        int, _option("--batch-size", panel="Training", help="Examples per step.")
+        int, training_option("--batch-size", help="Examples per step.")
     ] = DEFAULTS.batch_size,
-    lr: Annotated[
-        float, _option("--lr", panel="Training", help="Peak learning rate.")
-    ] = DEFAULTS.lr,
+    lr: Annotated[float, training_option("--lr", help="Peak learning rate.")] = DEFAULTS.lr,
     seed: Annotated[
-        int, _option("--seed", panel="Training", help="Of classifier, data order and dropout.")
+        int, training_option("--seed", help="Of classifier, data order and dropout.")
     ] = DEFAULTS.seed,
     threads: Annotated[
         int | None,
-        _option("--threads", panel="Training", help="CPU threads. [default: torch's choice]"),
+        training_option("--threads", help="CPU threads.", show_default="torch's choice"),
     ] = None,
     output: Annotated[
-        Path, _option("--output", panel="Output", help="Folder for the results.")
+        Path, output_option("--output", help="Folder for the results.")
     ] = DEFAULTS.output,
 ) -> None:
     """Fine-tune one model in several number formats and compare them.
@@ -151,11 +150,11 @@ def plan(
     n: Annotated[int, typer.Option("--n", help="Output features.")],
     k: Annotated[int, typer.Option("--k", help="Input features.")],
     outlier_capacity: Annotated[
-        int | None, typer.Option(help="Most outlier columns. [default: from k]")
+        int | None, typer.Option(help="Most outlier columns.", show_default="from k")
     ] = None,
     outlier_bits: Annotated[int, typer.Option(help="Bits of an outlier, 8 to 15.")] = 12,
-    threads: Annotated[int | None, typer.Option(help="[default: torch's choice]")] = None,
-    isa: Annotated[str | None, typer.Option(help="Kernel. [default: the best]")] = None,
+    threads: Annotated[int | None, typer.Option(show_default="torch's choice")] = None,
+    isa: Annotated[str | None, typer.Option(help="Kernel.", show_default="the best")] = None,
 ) -> None:
     """Show how the three matrix products of one linear layer will run."""
     products: dict[str, tuple[int, int, int, int | None]] = {

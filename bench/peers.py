@@ -1,0 +1,171 @@
+"""The candidates of bench_linear: int8tile, torch's own ways, and the peers that are installed."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from int8tile import Int8TileConfig, _core
+from int8tile.nn import Int8Linear
+from int_mm import FrozenWeight, Functions, int_mm_linear
+
+BITSANDBYTES_THRESHOLD = 6.0
+INT8TILE = "int8-split"
+Layer = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A linear layer, its input and, with `backward`, the gradient of its output."""
+
+    x: Tensor  # [m, k] float32
+    linear: nn.Linear
+    grad_output: Tensor  # [m, n] float32
+    outliers: int
+    frozen: bool
+    backward: bool
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A way to run a Problem.
+
+    Args:
+        run: Gives y and, with backward, the gradients of x and of what is trained.
+        op: The operator that must show up in a profile, so that no float path runs unseen.
+        split: Keeps outlier columns apart, so that they may not cost accuracy.
+    """
+
+    run: Callable[[], tuple[Tensor, ...]]
+    op: str
+    split: bool = False
+
+
+def _runner(
+    layer: Layer, problem: Problem, parameters: tuple[Tensor, ...], dtype: torch.dtype
+) -> Callable[[], tuple[Tensor, ...]]:
+    x = problem.x.to(dtype)
+    if not problem.backward:
+
+        def forward() -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (layer(x),)
+
+        return forward
+    x = x.clone().requires_grad_()
+    wanted = (x, *(p for p in parameters if p.requires_grad))
+    g = problem.grad_output.to(dtype)
+
+    def both() -> tuple[Tensor, ...]:
+        y = layer(x)
+        return (y.detach(), *torch.autograd.grad(y, wanted, g))
+
+    return both
+
+
+def _of_module(
+    module: nn.Module, problem: Problem, op: str, dtype: torch.dtype = torch.float32, **facts: bool
+) -> Peer:
+    return Peer(_runner(module, problem, tuple(module.parameters()), dtype), op, **facts)
+
+
+def _copy(problem: Problem, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    return copy.deepcopy(problem.linear).to(dtype).requires_grad_(not problem.frozen)
+
+
+def int8tile_config(problem: Problem, split: bool) -> Int8TileConfig:
+    """Configure int8tile with room for the problem's outlier columns."""
+    default = _core.default_capacity(problem.x.shape[1])
+    capacity = problem.outliers if problem.outliers > default else None
+    return Int8TileConfig(outlier_capacity=capacity) if split else Int8TileConfig(threshold=None)
+
+
+def _int8tile(problem: Problem, split: bool) -> Peer:
+    layer = Int8Linear.from_linear(_copy(problem), int8tile_config(problem, split))
+    return _of_module(layer, problem, "int8tile::linear_forward", split=split)
+
+
+def _int_mm(problem: Problem, functions: Functions) -> Peer:
+    linear = _copy(problem)
+    weight, bias = linear.weight, linear.bias
+    ready = FrozenWeight.of(weight.detach()) if problem.frozen else None
+
+    def layer(x: Tensor) -> Tensor:
+        return int_mm_linear(x, weight, bias, functions, ready)
+
+    return Peer(_runner(layer, problem, (weight, bias), torch.float32), "aten::_int_mm")
+
+
+def _fbgemm(problem: Problem) -> Peer:
+    torch.backends.quantized.engine = "fbgemm"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao announces its own end
+        from torch.ao.quantization import quantize_dynamic
+
+        module = quantize_dynamic(nn.Sequential(_copy(problem)), {nn.Linear}, torch.qint8)
+    return Peer(_runner(module, problem, (), torch.float32), "quantized::linear_dynamic")
+
+
+def _bitsandbytes(problem: Problem) -> Peer:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    bnb = importlib.import_module("bitsandbytes")
+    n, k = problem.linear.weight.shape
+    module = bnb.nn.Linear8bitLt(k, n, has_fp16_weights=False, threshold=BITSANDBYTES_THRESHOLD)
+    module.load_state_dict(problem.linear.state_dict())
+    module = module.to("cpu").train(problem.backward)  # on CPUs it trains in float, dequantised
+    op = "MatMul8bitFp" if problem.backward else "aten::_int_mm"
+    return Peer(_runner(module, problem, (), torch.float32), op, split=True)
+
+
+def _torchao(config: str, home: str, problem: Problem, compiled: bool, **options: bool) -> Peer:
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    quantize_ = importlib.import_module("torchao.quantization").quantize_
+    model = nn.Sequential(_copy(problem))
+    quantize_(model, getattr(importlib.import_module(home), config)(**options))
+    parameters = tuple(model.parameters())
+    layer: Layer = torch.compile(model, dynamic=False) if compiled else model
+    return Peer(_runner(layer, problem, parameters, torch.float32), "aten::_int_mm")
+
+
+def _torchao_training(problem: Problem, compiled: bool = False) -> Peer:
+    # Without module_swap the layer runs in float, and says nothing.
+    home = "torchao.prototype.quantized_training"
+    name = "Int8MixedPrecisionTrainingConfig"
+    return _torchao(name, home, problem, compiled, module_swap=True)
+
+
+def _torchao_dynamic(problem: Problem, compiled: bool = False) -> Peer:
+    name = "Int8DynamicActivationInt8WeightConfig"
+    return _torchao(name, "torchao.quantization", problem, compiled)
+
+
+def builders(frozen: bool, backward: bool, compiled: bool) -> dict[str, Callable[[Problem], Peer]]:
+    """List what can run a kind of problem, by name; building may raise ImportError."""
+    bf16 = torch.bfloat16
+    found: dict[str, Callable[[Problem], Peer]] = {
+        "fp32": lambda p: _of_module(_copy(p), p, "aten::addmm"),
+        "bf16": lambda p: _of_module(_copy(p, bf16), p, "aten::addmm", bf16),
+        "int8": lambda p: _int8tile(p, False),
+        INT8TILE: lambda p: _int8tile(p, True),
+        "int_mm": lambda p: _int_mm(p, Functions()),
+    }
+    if compiled:
+        found["int_mm compiled"] = lambda p: _int_mm(p, Functions.compiled())
+    if not frozen:
+        found["torchao training"] = _torchao_training
+        if compiled:
+            found["torchao training compiled"] = lambda p: _torchao_training(p, True)
+        return found
+    found["bitsandbytes"] = _bitsandbytes
+    if not backward:
+        found |= {"fbgemm": _fbgemm, "torchao dynamic": _torchao_dynamic}
+        if compiled:
+            found["torchao dynamic compiled"] = lambda p: _torchao_dynamic(p, True)
+    return found

@@ -1,0 +1,102 @@
+"""The benchmarks' tables on standard output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.table import Table
+
+from report import console
+
+Result = Mapping[str, Any]
+MEBI = 2**20
+
+
+def seconds(value: float) -> str:
+    """Write a duration with three digits and its unit."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value * 1e9:.3g} ns"
+
+
+def times(spread: Mapping[str, float]) -> str:
+    """Write a ratio with its quartiles."""
+    return f"{spread['median']:.2f} [dim]({spread['q1']:.2f}-{spread['q3']:.2f})[/]"
+
+
+def percent(spread: Mapping[str, float] | None) -> str:
+    """Write a share; nothing where it was not measured."""
+    return "" if spread is None else f"{spread['median'] * 100:.0f} %"
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print one table, the first column to the left and the others to the right."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def linear_tables(results: Sequence[Result]) -> None:
+    """Print a table for each pass, weight and thread count; a line for each case."""
+
+    def group(r: Result) -> tuple[Any, ...]:
+        return r["pass"], r["weight"], r["threads"]
+
+    def case(r: Result) -> tuple[Any, ...]:
+        return r["layer"], r["n"], r["k"], r["tokens"], r["outliers"]
+
+    for (done, weight, threads), chosen in groupby(results, group):
+        rows = list(chosen)
+        names = list(dict.fromkeys(r["candidate"] for r in rows))
+        lines = []
+        for (layer, n, k, tokens, outliers), members in groupby(rows, case):
+            cells = {r["candidate"]: _cell(r) for r in members}
+            label = f"{layer}\n\\[{tokens}, {k}] x \\[{k}, {n}], {outliers} outliers"
+            lines.append([label, *(cells.get(name, "") for name in names)])
+        title = f"{done}, weight quantised: {weight}, threads {threads}; time, x fp32 (quartiles), error"
+        print_table(title, ["", *names], lines)
+
+
+def _cell(result: Result) -> str:
+    error = max([result["error"], *result["gradient_errors"]])
+    lines = [seconds(result["seconds"]["median"])]
+    if result["candidate"] != "fp32":
+        lines += [times(result["speed_against_fp32"]), f"[dim]{error * 100:.2g} %[/]"]
+    return "\n".join(lines)
+
+
+def gemm_table(results: Sequence[Result]) -> None:
+    """Print a line for each shape and candidate."""
+    rows = []
+    for r in results:
+        shape = f"\\[{r['m']}, {r['k']}] x \\[{r['k']}, {r['n']}]"
+        ratios = [
+            times(r[key]) if r.get(key) else ""
+            for key in ("speed_against_fp32", "speed_against_int_mm")
+        ]
+        shares = [percent(r.get(key)) for key in ("share_of_peak", "share_of_tile")]
+        first = [r["layer"], shape, str(r["outliers"]), str(r["threads"]), r["candidate"]]
+        rows.append([*first, f"{r['gops']:.0f}", *shares, *ratios])
+    columns = ["layer", "shape", "outliers", "threads", "candidate", "GOP/s", "of peak", "of tile"]
+    print_table("int8 GEMM on ready operands", [*columns, "x fp32", "x int_mm"], rows)
+
+
+def step_table(results: Sequence[Result]) -> None:
+    """Print a line for each model and arm."""
+    rows = []
+    for r in results:
+        memory = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / MEBI:.0f}"
+        model = f"{r['model']}, dropout {r['dropout']}, threads {r['threads']}"
+        speed = times(r["speed_against_fp32"])
+        saved = f"{r['saved_bytes'] / MEBI:.0f} ({r['saved_against_fp32']:.2f}x)"
+        time = seconds(r["seconds"]["median"])
+        cells = [time, f"{r['tokens_per_second']:.0f}", speed, memory, saved]
+        rows.append([model, r["arm"], *cells, f"{r['loss']:.4f}", f"{r['gradient_error']:.2g}"])
+    columns = ["model", "arm", "step", "tokens/s", "x fp32", "peak MiB", "saved MiB (x fp32)"]
+    print_table("training step", [*columns, "loss", "gradient error"], rows)

@@ -1,0 +1,34 @@
+"""What sets the arms of a comparison apart: the number format of the linear layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from int8tile.config import Int8TileConfig
+from int8tile.finetune.settings import Settings
+
+
+def config(arm: str, settings: Settings) -> Int8TileConfig | None:
+    """Give the int8 configuration of an arm.
+
+    Args:
+        arm: One of `settings.ARM_NAMES`.
+        settings: Give the threshold and the bits of the arms that split.
+
+    Returns:
+        The configuration, or None for an arm in floating point.
+    """
+    split: dict[str, Any] = {
+        "threshold": settings.threshold,
+        "outlier_bits": settings.outlier_bits,
+    }
+    match arm:
+        case "int8":
+            return Int8TileConfig(threshold=None)
+        case "int8-split":
+            return Int8TileConfig(**split)
+        case "paper-int8":
+            return Int8TileConfig.paper(threshold=None)
+        case "paper-split":
+            return Int8TileConfig.paper(**split)
+    return None

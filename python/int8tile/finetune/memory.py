@@ -1,0 +1,40 @@
+"""Measures what one training step keeps in memory for its backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
+    """Count the bytes that autograd keeps between the forward and the backward pass.
+
+    These are all tensors saved for backward, each storage counted once and whole (several nodes
+    share one activation, and a saved view keeps all of its storage alive). Parameters and
+    buffers, which live on anyway, are left out; copies of them, such as autocast's, count. The
+    random state and the gradients stay as they were.
+
+    Args:
+        model: Its parameters and buffers are left out.
+        loss: Runs one forward pass and returns the loss.
+
+    Returns:
+        Bytes saved for backward.
+    """
+    lasting = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    saved: dict[int, torch.Tensor] = {}  # held, so that no address is used twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in lasting:
+            saved.setdefault(address, tensor)
+        return tensor
+
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        loss()
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())

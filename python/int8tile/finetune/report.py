@@ -1,0 +1,109 @@
+"""Presents a run: the table on the console, metrics.json and curves.png."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from int8tile.finetune.results import RunResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BASELINE = "fp32"
+# Okabe and Ito's colours, which the colour-blind can tell apart; an arm keeps its colour.
+COLORS = {
+    "fp32": "#000000",
+    "bf16": "#009E73",
+    "int8": "#E69F00",
+    "int8-split": "#0072B2",
+    "paper-int8": "#CC79A7",
+    "paper-split": "#56B4E9",
+}
+
+
+def table(result: RunResult) -> Table:
+    """Lay the arms out as a table.
+
+    Args:
+        result: The run.
+
+    Returns:
+        A table with one row per arm.
+    """
+    shown = Table(title=f"{result.arguments['task']}: fine-tuned in {len(result.arms)} arms")
+    shown.add_column("arm", style="bold")
+    for column in (
+        result.metric_name,
+        "eval loss",
+        "examples/s",
+        f"speed against {BASELINE}",
+        "saved for backward",
+    ):
+        shown.add_column(column, justify="right")
+    baseline = result.arms.get(BASELINE)
+    for arm, each in result.arms.items():
+        speed = each.examples_per_second / baseline.examples_per_second if baseline else None
+        shown.add_row(
+            arm,
+            f"{each.metric:.4f}",
+            f"{each.loss:.4f}",
+            f"{each.examples_per_second:.1f}",
+            "-" if speed is None else f"{speed:.2f}x",
+            f"{each.saved_bytes / 1e6:.1f} MB",
+        )
+    return shown
+
+
+def write_json(result: RunResult, file: Path) -> None:
+    """Write metrics.json.
+
+    Args:
+        result: The run.
+        file: The file to write.
+    """
+    text = json.dumps(result.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+def draw_curves(result: RunResult, file: Path) -> None:
+    """Draw training loss and evaluation metric against the steps, one line per arm.
+
+    Args:
+        result: The run.
+        file: The .png file to write.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for arm, each in result.arms.items():
+        width = 2.4 if arm == BASELINE else 1.6
+        style = {"color": COLORS[arm], "label": arm, "linewidth": width, "alpha": 0.85}
+        left.plot(*zip(*each.train_curve, strict=True), **style)
+        right.plot(*zip(*each.eval_curve, strict=True), marker="o", markersize=4, **style)
+        step, value = each.eval_curve[-1]
+        right.annotate(
+            f"{value:.3f}", (step, value), (6, 0), textcoords="offset points", fontsize=8,
+            color=COLORS[arm], va="center",
+        )  # fmt: skip
+    _finish(left, "Training loss", "loss")
+    _finish(right, f"Evaluation {result.metric_name}", result.metric_name)
+    arguments = result.arguments
+    figure.suptitle(
+        f"int8tile finetune: {arguments['task']}, batch {arguments['batch_size']}, "
+        f"lr {arguments['lr']:g}, seed {arguments['seed']}"
+    )
+    figure.savefig(file, metadata={"Software": "int8tile"})
+
+
+def _finish(axes: Axes, title: str, label: str) -> None:
+    axes.set_title(title)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.grid(visible=True, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)

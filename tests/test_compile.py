@@ -1,0 +1,147 @@
+"""torch.compile without graph breaks: forward and backward as in eager, in int8."""
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+
+import int8tile
+from helpers import activations, randn, same
+from int8tile import Int8TileConfig
+from int8tile.nn import Int8Linear
+
+# torch 2.13's inductor imports a module that still uses torch.jit.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+
+# Traces and partitions the joint graph, then runs torch's own kernels: no C++ to build.
+TRACED = "aot_eager"
+CONFIGS = {
+    "split": Int8TileConfig(),
+    "no_split": Int8TileConfig(threshold=None),
+    "paper_nearest": Int8TileConfig.paper(grad_rounding="nearest"),
+    "float_grad_weight": Int8TileConfig(grad_weight=False),
+    "float_forward": Int8TileConfig(forward=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def model(config, seed=0):
+    torch.manual_seed(seed)
+    layers = nn.Sequential(nn.Linear(48, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 40))
+    int8tile.convert_(layers, config)
+    return layers
+
+
+def run(module, x, seed=5):
+    """Output and every gradient, the input's first."""
+    x = x.detach().clone().requires_grad_()
+    module.zero_grad(set_to_none=True)
+    torch.manual_seed(seed)
+    y = module(x)
+    y.square().sum().backward()
+    return [y.detach(), x.grad, *(p.grad for p in module.parameters())]
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_compiled_forward_and_backward_equal_eager(config):
+    layers, x = model(config), activations(2, 9, 48)
+    eager = run(layers, x)
+    compiled = run(torch.compile(layers, fullgraph=True, backend=TRACED), x)
+    for ours, theirs in zip(compiled, eager, strict=True):
+        same(ours, theirs)
+
+
+def test_stochastic_gradients_are_traced_with_their_seed():
+    # One layer: torch may draw the seeds of several in another order than eager does.
+    layer, x = Int8Linear(48, 40, config=Int8TileConfig.paper()), activations(9, 48)
+    eager = run(layer, x)
+    compiled = torch.compile(layer, fullgraph=True, backend=TRACED)
+    for ours, theirs in zip(run(compiled, x), eager, strict=True):
+        same(ours, theirs)
+    assert not torch.equal(run(compiled, x, seed=6)[1], eager[1])
+
+
+def test_the_traced_graphs_hold_the_int8_ops():
+    called = []
+
+    def remember(graph, _):
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=remember, bw_compiler=remember)
+    run(torch.compile(model(Int8TileConfig()), fullgraph=True, backend=backend), activations(9, 48))
+    for op in ("linear_forward", "linear_grad_input", "linear_grad_weight"):
+        assert called.count(f"int8tile.{op}.default") == 2, op
+
+
+def test_one_graph_serves_every_batch_size():
+    layers = model(Int8TileConfig())
+    compiled = torch.compile(layers, fullgraph=True, backend=TRACED, dynamic=True)
+    for tokens in (3, 8, 130):
+        x = activations(tokens, 48)
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        for ours, theirs in zip(run(compiled, x), run(layers, x), strict=True):
+            same(ours, theirs)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+
+def test_a_frozen_weight_compiles_and_is_never_stale():
+    layer = Int8Linear(48, 40).requires_grad_(False)
+    x = activations(9, 48)
+    layer(x)  # packs and keeps the weight
+    compiled = torch.compile(layer, fullgraph=True, backend=TRACED)
+    same(compiled(x), layer(x))
+    layer.weight.data[0, 0] += 100.0
+    layer.invalidate()
+    same(compiled(x), layer(x))
+
+
+def test_compiled_without_gradients():
+    layers, x = model(Int8TileConfig()), activations(9, 48)
+    compiled = torch.compile(layers, fullgraph=True, backend=TRACED)
+    with torch.no_grad():
+        same(compiled(x), layers(x))
+
+
+def test_compiled_under_autocast_keeps_dtypes():
+    layers, x = model(Int8TileConfig()), activations(9, 48)
+    compiled = torch.compile(layers, fullgraph=True, backend=TRACED)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, eager = compiled(x), layers(x)
+    assert y.dtype == torch.bfloat16
+    same(y, eager)
+
+
+def test_inductor_trains_like_eager():
+    layer = Int8Linear(48, 40, config=Int8TileConfig.paper(grad_rounding="nearest"))
+    x = activations(9, 48)
+    eager = run(layer, x)
+    compiled = run(torch.compile(layer, fullgraph=True), x)
+    for ours, theirs in zip(compiled, eager, strict=True):
+        same(ours, theirs)
+
+
+def test_inductor_draws_a_new_seed_each_time():
+    layer = Int8Linear(48, 40, config=Int8TileConfig.paper())
+    compiled = torch.compile(layer, fullgraph=True)
+    x, g = activations(9, 48).requires_grad_(), randn(9, 40, seed=3)
+    torch.manual_seed(0)
+    first, second = (torch.autograd.grad(compiled(x), x, g)[0] for _ in range(2))
+    torch.manual_seed(0)
+    (again,) = torch.autograd.grad(compiled(x), x, g)
+    assert not torch.equal(first, second)
+    same(again, first)
+
+
+def test_export_holds_the_int8_forward():
+    layers, x = model(Int8TileConfig()).requires_grad_(False), activations(9, 48)
+    exported = torch.export.export(layers, (x,))
+    same(exported.module()(x), layers(x))
+    assert "int8tile.linear" in exported.graph_module.code

@@ -1,0 +1,173 @@
+"""The dependency rule, read from includes and imports, and the first line of each source file."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "python" / "int8tile"
+CPP = [*(ROOT / "cpp").rglob("*.hpp"), *(ROOT / "cpp").rglob("*.cpp")]
+KERNELS = [path for path in CPP if path.parent.name == "kernels"]
+BINDINGS = sorted((ROOT / "python" / "bindings").glob("*.cpp"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
+FOLDERS = ("cpp", "cuda", "python", "tests", "bench")
+SOURCES = sorted(
+    path
+    for folder in FOLDERS
+    for pattern in ("*.hpp", "*.cpp", "*.cu", "*.cuh", "*.py", "*.pyi", "CMakeLists.txt")
+    for path in (ROOT / folder).rglob(pattern)
+)
+
+# A module may import only from layers with a smaller number, or from its own package.
+LAYERS = {
+    "_core": 0,
+    "config": 1,
+    "reference": 1,
+    "planning": 1,
+    "ops": 2,
+    "nn": 3,
+    "": 4,  # the package's own __init__: what users import
+    "analysis": 5,
+    "hf": 5,
+    "finetune": 6,
+    "cli": 7,
+    "__main__": 8,
+}
+SYSTEM_HEADERS = {"immintrin.h", "omp.h", "unistd.h"}
+FOREIGN = re.compile(r"cuda|cublas|cutlass|cute/|torch|ATen|c10/|pybind11|Python\.h")
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def includes(path):
+    """(text between the brackets or quotes, whether it was quoted) of each #include."""
+    found = re.findall(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', path.read_text(), re.MULTILINE)
+    return [(header, mark == '"') for mark, header in found]
+
+
+def layer_of(module):
+    """int8tile.ops.cpu -> ops."""
+    return [*module.split("."), ""][1]
+
+
+def imports(path):
+    """Full names of the int8tile modules that a file imports, at any depth of its code."""
+    package = ["int8tile", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            names = [f"int8tile.{a.name}" for a in node.names] if module == "int8tile" else [module]
+        else:
+            continue
+        yield from (full for full in names if full.split(".")[0] == "int8tile")
+
+
+def layer_of_file(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "" if part == "__init__" else part
+
+
+@pytest.mark.parametrize("path", CPP, ids=name)
+def test_the_core_includes_nothing_foreign(path):
+    own = [ROOT / "cpp" / "include", ROOT / "cpp" / "src", path.parent]
+    for header, quoted in includes(path):
+        assert not FOREIGN.search(header)
+        if quoted:
+            assert any((folder / header).is_file() for folder in own), header
+        else:
+            assert header in SYSTEM_HEADERS or re.fullmatch(r"[a-z_]+", header), header
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=name)
+def test_kernels_include_no_standard_library(path):
+    """An inline library function compiled for AVX-512 can be the copy that the linker keeps."""
+    system = {header for header, quoted in includes(path) if not quoted}
+    assert system <= {"cstdint", "immintrin.h"}
+    quoted = {header for header, quoted in includes(path) if quoted}
+    assert quoted <= {"kernel.hpp", "rows.hpp"}
+    assert "std::" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in CPP if p.parent.name == "int8tile"], ids=lambda path: path.name
+)
+def test_public_headers_do_not_reach_into_the_sources(path):
+    for header, quoted in includes(path):
+        assert not quoted or header.startswith("int8tile/")
+
+
+def test_only_the_bindings_see_pybind11():
+    assert BINDINGS
+    users = [path for path in SOURCES if re.search(r"#\s*include\s*<pybind11", path.read_text())]
+    assert users == BINDINGS
+
+
+@pytest.mark.parametrize("path", BINDINGS, ids=name)
+def test_the_bindings_know_nothing_of_torch(path):
+    for header, quoted in includes(path):
+        assert not re.search(r"torch|ATen|c10/|cutlass", header)
+        assert not quoted or header.startswith("int8tile/"), "a private header of the core"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_modules_import_only_from_the_layers_below(path):
+    mine = layer_of_file(path)
+    assert mine in LAYERS, "add the new module to LAYERS"
+    for module in imports(path):
+        theirs = layer_of(module)
+        if theirs not in LAYERS:  # a name of the package itself, not a module
+            theirs = ""
+        assert theirs == mine or LAYERS[theirs] < LAYERS[mine], f"{mine} imports {module}"
+
+
+@pytest.mark.parametrize("path", [PACKAGE / "reference.py", PACKAGE / "config.py"], ids=name)
+def test_reference_and_config_need_no_torch(path):
+    assert not re.search(r"^\s*(import|from)\s+torch", path.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_the_package_imports_no_tests_and_no_benchmarks(path):
+    others = {p.stem for folder in ("tests", "bench") for p in (ROOT / folder).glob("*.py")}
+    roots = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            roots |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            roots.add((node.module or "").split(".")[0])
+    assert not roots & others
+
+
+def test_a_feature_is_asked_for_in_one_file_only():
+    places = {}
+    for path in SOURCES:
+        if path.suffix in (".hpp", ".cpp", ".cu", ".cuh"):
+            for line in re.findall(
+                r"^\s*#\s*(?:if|ifdef|ifndef|elif)\b(.*)$", path.read_text(), re.M
+            ):
+                for feature in re.findall(r"\b(?:INT8TILE_\w+|_OPENMP|__\w+__)\b", line):
+                    places.setdefault(feature, set()).add(name(path))
+    assert "INT8TILE_X86" in places
+    assert {feature: files for feature, files in places.items() if len(files) > 1} == {}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_every_file_says_what_it_holds(path):
+    """The first line starts a comment or a docstring, which is a sentence."""
+    text = path.read_text()
+    if path.suffix in (".py", ".pyi"):
+        assert text.startswith('"""'), "the first line is a docstring"
+        first = ast.get_docstring(ast.parse(text)).split("\n\n")[0]
+    else:
+        mark = "#" if path.name == "CMakeLists.txt" else "//"
+        assert text.startswith(f"{mark} "), "the first line is a comment"
+        lines = re.match(rf"(?:{mark}.*\n)+", text)[0]
+        first = lines.replace(mark, "")
+    assert len(first.split()) >= 3
+    assert re.search(r"[.:]$", first.strip())

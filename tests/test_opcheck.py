@@ -1,0 +1,163 @@
+"""Every op keeps torch's contract for custom operators: schema, autograd, fake kernel, tracing."""
+
+import pytest
+import torch
+
+from helpers import DTYPES, PAPER, SEED, activations, dtype_name, randn
+
+ops = torch.ops.int8tile
+
+# Without the comparison of traced with eager values and gradients: `linear` draws its own seed, and
+# the raw ops have no gradient of their own (they are what autograd is made of).
+WITHOUT_VALUES = ("test_schema", "test_autograd_registration", "test_faketensor")
+ALL = (*WITHOUT_VALUES, "test_aot_dispatch_dynamic")
+
+
+def check(op, *args, **kwargs):
+    raw = op not in ("linear", "linear_switched")
+    stochastic = not raw and kwargs.get("grad_rounding") == "stochastic"
+    grad = any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+    tests = WITHOUT_VALUES if stochastic or (raw and grad) else ALL
+    torch.library.opcheck(getattr(ops, op).default, args, kwargs, test_utils=tests)
+
+
+def saved_for(x, w, **options):
+    return ops.linear_forward(x, w, **options)[1:]
+
+
+INPUTS = {
+    "plain": lambda: activations(9, 40),
+    "transposed": lambda: activations(40, 9).t(),
+    "broadcast": lambda: activations(1, 40).expand(9, 40),
+    "empty": lambda: activations(0, 40),
+    "one_row": lambda: activations(1, 40),
+    "differentiable": lambda: activations(9, 40).requires_grad_(),
+}
+EACH_INPUT = pytest.mark.parametrize("x", INPUTS.values(), ids=INPUTS)
+OPTIONS = {
+    "split": {},
+    "no_split": {"threshold": None},
+    "capacity": {"outlier_capacity": 2, "outlier_bits": 9},
+    "paper": PAPER,
+}
+EACH_OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+@EACH_INPUT
+def test_linear_forward(x):
+    x = x()
+    check("linear_forward", x, randn(7, 40, seed=1, requires_grad=x.requires_grad), randn(7))
+
+
+@EACH_OPTION
+def test_linear_forward_options(options):
+    check("linear_forward", activations(9, 40), randn(7, 40, seed=1), None, **options)
+    check("linear_forward", activations(9, 40), randn(40, 7).t(), save=False, **options)
+
+
+def test_linear_forward_with_a_packed_weight():
+    w = randn(7, 40, seed=1)
+    panels, scale = ops.pack_weight(w)
+    given = {"packed_weight": panels, "weight_scale": scale, "out_dtype": torch.bfloat16}
+    check("linear_forward", activations(9, 40), w, **given)
+
+
+@EACH_INPUT
+def test_linear_grad_input(x):
+    g = x()
+    check("linear_grad_input", g, randn(40, 7, seed=1, requires_grad=g.requires_grad))
+
+
+@EACH_INPUT
+def test_linear_grad_weight(x):
+    g = x()
+    saved = saved_for(activations(len(g), 30), randn(40, 30, seed=1))
+    check("linear_grad_weight", g, *saved, 30)
+    check("linear_grad_weight", g, *saved, 30, with_bias=False, out_dtype=torch.float16)
+
+
+@EACH_OPTION
+def test_gradients_of_each_option(options):
+    x, w, g = activations(9, 40), randn(7, 40, seed=1), randn(9, 7, seed=2)
+    scales = {name: value for name, value in options.items() if name in PAPER}
+    how = {"rounding": "stochastic", "seed": SEED, **scales}
+    check("linear_grad_input", g, w, **how)
+    check("linear_grad_weight", g, *saved_for(x, w, **options), 40, **how)
+
+
+@EACH_INPUT
+def test_pack_weight(x):
+    x = x()
+    check("pack_weight", x)
+    check("pack_weight", x, transpose=True, **PAPER)
+
+
+@EACH_INPUT
+def test_quantize(x):
+    x = x()
+    check("quantize", x)
+    fold = randn(len(x), seed=1).abs()
+    check("quantize", x, fold, rounding="stochastic", seed=SEED, transpose=True)
+
+
+@EACH_INPUT
+def test_quantize_split(x):
+    check("quantize_split", x())
+
+
+@EACH_OPTION
+def test_quantize_split_options(options):
+    check("quantize_split", activations(9, 40), **options)
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["contiguous", "transposed"])
+def test_gemm(transposed):
+    def ones(rows, cols):
+        values = torch.ones(rows, cols, dtype=torch.int8)
+        return values.t().contiguous().t() if transposed else values
+
+    check("gemm", ones(5, 9), ones(7, 9))
+    check("gemm", ones(5, 9), ones(7, 9), ones(5, 2), ones(7, 2))
+    check("gemm", ones(0, 9), ones(7, 9))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_every_op_in_each_dtype(dtype):
+    x, w, g = activations(9, 40, dtype=dtype), randn(7, 40, dtype=dtype), randn(9, 7, dtype=dtype)
+    check("linear", x, w)
+    check("linear_forward", x, w)
+    check("linear_grad_input", g, w)
+    check("linear_grad_weight", g, *saved_for(x, w), 40)
+    check("pack_weight", w)
+    check("quantize", x)
+    check("quantize_split", x)
+
+
+@EACH_INPUT
+def test_linear(x):
+    x = x()
+    w = randn(7, 40, seed=1, requires_grad=x.requires_grad)
+    check("linear", x, w, randn(7, seed=2, requires_grad=x.requires_grad))
+
+
+@EACH_OPTION
+def test_linear_trains_with_each_option(options):
+    x, w = activations(2, 5, 40).requires_grad_(), randn(7, 40, seed=1, requires_grad=True)
+    check("linear", x, w, **options)
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 1, 3)], ids=str)
+def test_linear_takes_leading_dimensions(lead):
+    x = activations(*lead, 40).requires_grad_()
+    check("linear", x, randn(7, 40, seed=1), randn(7, seed=2, requires_grad=True))
+
+
+def test_linear_with_stochastic_gradients():
+    x, w = activations(9, 40).requires_grad_(), randn(7, 40, seed=1, requires_grad=True)
+    check("linear", x, w, grad_rounding="stochastic", **PAPER)
+
+
+@pytest.mark.parametrize("switch", ["forward", "grad_input", "grad_weight"])
+def test_linear_with_one_gemm_in_float(switch):
+    x, w = activations(9, 40).requires_grad_(), randn(7, 40, seed=1, requires_grad=True)
+    check("linear_switched", x, w, randn(7, requires_grad=True), **{switch: False})

@@ -1,0 +1,239 @@
+"""The raw ops give the reference's values bit for bit, from every dtype and layout."""
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import (
+    DTYPES,
+    PAPER,
+    SEED,
+    Saved,
+    activations,
+    array,
+    capacity_for,
+    dtype_name,
+    expected_linear,
+    randn,
+    same,
+    size_in_bytes,
+)
+from int8tile import reference
+
+ops = torch.ops.int8tile
+ROW = {"granularity": "row", "scale": "absmax"}
+SCALES = pytest.mark.parametrize(
+    "scales", [ROW, PAPER, {"granularity": "row", "scale": "pow2"}], ids=["row", "paper", "pow2"]
+)
+EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+SHAPES = pytest.mark.parametrize(
+    ("m", "n", "k"),
+    [(1, 1, 1), (7, 5, 3), (33, 70, 65), (300, 130, 260)],
+    ids=lambda value: str(value),
+)
+
+
+@EACH_DTYPE
+@SCALES
+@SHAPES
+def test_linear_forward_equals_the_reference(m, n, k, scales, dtype):
+    x, w = activations(m, k, dtype=dtype), randn(n, k, dtype=dtype, seed=1)
+    bias = randn(n, dtype=dtype, seed=2)
+    y, _, _, scale, index, count = ops.linear_forward(x, w, bias, **scales)
+    expected = expected_linear(x, w, bias, y, **scales)
+    assert y.dtype == dtype
+    same(y, expected.output)
+    same(scale, expected.split.scale)
+    found = len(expected.split.index)
+    assert index.tolist() == [*expected.split.index, *[-1] * (len(index) - found)]
+    assert count.tolist() == [found, 0]
+
+
+@pytest.mark.parametrize("bits", range(8, 16))
+def test_linear_forward_keeps_the_bits_it_is_asked_for(bits):
+    x, w = activations(20, 64, factor=900.0), randn(30, 64, seed=1)
+    y = ops.linear_forward(x, w, outlier_bits=bits)[0]
+    same(y, expected_linear(x, w, None, y, outlier_bits=bits).output)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0], ids=["none", "zero"])
+def test_no_threshold_means_no_split(threshold):
+    x, w = activations(20, 64), randn(30, 64, seed=1)
+    y, _, limbs, _, index, count = ops.linear_forward(x, w, threshold=threshold)
+    same(y, expected_linear(x, w, None, y, threshold=None).output)
+    assert (limbs.numel(), index.numel(), count.tolist()) == (0, 0, [0, 0])
+
+
+def test_columns_over_capacity_stay_regular_and_are_counted():
+    x, w = activations(20, 64, outliers=range(10, 20)), randn(30, 64, seed=1)
+    y, _, _, _, index, count = ops.linear_forward(x, w, outlier_capacity=4)
+    expected = expected_linear(x, w, None, y, capacity=4)
+    same(y, expected.output)
+    assert index.tolist() == expected.split.index.tolist()
+    assert count.tolist() == [4, 6]
+
+
+def test_shapes_do_not_depend_on_the_data():
+    w = randn(30, 64, seed=1)
+    calm, wild = randn(20, 64) * 0.1, activations(20, 64, outliers=range(64))
+    shapes = [[t.shape for t in ops.linear_forward(x, w)] for x in (calm, wild)]
+    assert shapes[0] == shapes[1]
+    assert shapes[0][4] == (capacity_for(64),)
+
+
+@pytest.mark.parametrize("out_dtype", DTYPES, ids=dtype_name)
+def test_output_is_rounded_once_to_out_dtype(out_dtype):
+    x, w, bias = activations(9, 64), randn(30, 64, seed=1), randn(30, seed=2)
+    y = ops.linear_forward(x, w, bias, out_dtype=out_dtype)[0]
+    assert y.dtype == out_dtype
+    same(y, expected_linear(x, w, bias, y).output)
+
+
+LAYOUTS = {
+    "transposed": lambda: activations(48, 20).t(),
+    "every_second_column": lambda: activations(20, 96)[:, ::2],
+    "every_second_row": lambda: activations(40, 48)[::2],
+    "one_row_broadcast": lambda: activations(1, 48).expand(20, 48),
+    "one_column_broadcast": lambda: activations(20, 1).expand(20, 48),
+    "offset": lambda: activations(21, 49)[1:, 1:],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@EACH_DTYPE
+def test_any_layout_gives_the_values_of_the_contiguous_one(layout, dtype):
+    x, w, g = LAYOUTS[layout]().to(dtype), randn(48, 30, seed=1).t(), randn(30, 20, seed=2).t()
+    bias = randn(60, dtype=dtype, seed=3)[::2]
+    y, *saved = ops.linear_forward(x, w, bias)
+    expected = expected_linear(x, w, bias, g)
+    same(y, expected.output)
+    same(ops.linear_grad_input(g, w), expected.grad_input)
+    same(ops.linear_grad_weight(g, *saved, 48)[0], expected.grad_weight)
+    q, scale = ops.quantize(x)
+    same(q, reference.quantize(array(x))[0])
+    same(scale, reference.quantize(array(x))[1])
+
+
+@EACH_DTYPE
+@SCALES
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_gradients_equal_the_reference(rounding, scales, dtype):
+    x, w = activations(50, 70, dtype=dtype), randn(66, 70, dtype=dtype, seed=1)
+    g = randn(50, 66, dtype=dtype, seed=2) * 0.01
+    how = {"rounding": rounding, **scales}
+    expected = expected_linear(x, w, None, g, seed=int(SEED), **how)
+    _, *saved = ops.linear_forward(x, w, **scales)
+    grad_input = ops.linear_grad_input(g, w, seed=SEED, **how)
+    grad_weight, grad_bias = ops.linear_grad_weight(g, *saved, 70, seed=SEED, **how)
+    assert (grad_input.dtype, grad_weight.dtype, grad_bias.dtype) == (dtype, dtype, torch.float32)
+    same(grad_input, expected.grad_input)
+    same(grad_weight, expected.grad_weight)
+    torch.testing.assert_close(grad_bias, g.float().sum(0), rtol=1e-5, atol=1e-6)
+
+
+def test_grad_bias_is_computed_only_where_wanted():
+    x, w, g = activations(9, 20), randn(30, 20, seed=1), randn(9, 30, seed=2)
+    _, *saved = ops.linear_forward(x, w)
+    assert ops.linear_grad_weight(g, *saved, 20, with_bias=False)[1].shape == (0,)
+
+
+@pytest.mark.parametrize("transpose", [False, True], ids=["rows", "columns"])
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@SCALES
+@EACH_DTYPE
+def test_quantize_equals_the_reference(scales, rounding, transpose, dtype):
+    x, fold = randn(37, 45, dtype=dtype), randn(37, seed=1).abs()
+    how = {"rounding": rounding, "transpose": transpose, **scales}
+    for f in (None, fold):
+        q, scale = ops.quantize(x, f, seed=SEED, **how)
+        expected = reference.quantize(
+            array(x), fold=None if f is None else array(f), seed=int(SEED), **how
+        )
+        assert q.dtype == torch.int8
+        same(q, expected[0])
+        same(scale, expected[1])
+
+
+@pytest.mark.parametrize("bits", [8, 12, 15])
+@SCALES
+@EACH_DTYPE
+def test_quantize_split_equals_the_reference(scales, bits, dtype):
+    x = activations(37, 45, dtype=dtype)
+    q, high, low, scale, index, count = ops.quantize_split(x, outlier_bits=bits, **scales)
+    found, _ = reference.find_outliers(array(x), 5.0, capacity_for(45))
+    expected = reference.quantize_split(array(x), found, outlier_bits=bits, **scales)
+    c = len(found)
+    same(q, expected.q)
+    same(high[:, :c], expected.high)
+    same(low[:, :c], expected.low)
+    same(scale, expected.scale)
+    assert index[:c].tolist() == found.tolist()
+    assert not high[:, c:].any()
+    assert not low[:, c:].any()
+    assert count.tolist() == [c, 0]
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["contiguous", "transposed"])
+def test_gemm_is_exact(transposed):
+    generator = np.random.default_rng(0)
+
+    def integers(rows, cols):
+        values = torch.from_numpy(generator.integers(-128, 128, (rows, cols), dtype=np.int8))
+        return values.t().contiguous().t() if transposed else values
+
+    a, b, a_high, b_high = integers(23, 300), integers(70, 300), integers(23, 9), integers(70, 9)
+    same(ops.gemm(a, b), reference.gemm(array(a), array(b)))
+    both = ops.gemm(a, b, a_high, b_high)
+    assert both.dtype == torch.int32
+    same(both, reference.gemm(array(a), array(b), array(a_high), array(b_high)))
+
+
+@pytest.mark.parametrize("transpose", [False, True], ids=["forward", "grad_input"])
+@SCALES
+def test_a_packed_weight_gives_the_same_result(scales, transpose):
+    x, w = activations(12, 70) if not transpose else randn(12, 66), randn(66, 70, seed=1)
+    packed, scale = ops.pack_weight(w, transpose=transpose, **scales)
+    same(scale, reference.quantize(array(w), transpose=transpose, **scales)[1])
+    given = {"packed_weight": packed, "weight_scale": scale, **scales}
+    if transpose:
+        same(ops.linear_grad_input(x, w, **given), ops.linear_grad_input(x, w, **scales))
+    else:
+        same(ops.linear_forward(x, w, **given)[0], ops.linear_forward(x, w, **scales)[0])
+
+
+@pytest.mark.parametrize("k", [384, 768, 3072])
+def test_saved_for_backward_is_int8(k):
+    x = activations(64, k).requires_grad_()
+    w = randn(16, k, seed=1, requires_grad=True)
+    with Saved() as saved:
+        ops.linear(x, w)
+    kept = saved.besides(w)
+    assert size_in_bytes(kept) <= 0.3 * size_in_bytes([x])
+    assert {t.element_size() for t in kept if t.dim() == 2} == {1}
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_a_frozen_weight_saves_nothing_of_the_input(rounding):
+    x = activations(64, 384).requires_grad_()
+    w, bias = randn(48, 384, seed=1), randn(48, seed=2, requires_grad=True)
+    with Saved() as saved:
+        ops.linear(x, w, bias, grad_rounding=rounding).sum().backward()
+    assert x.grad is not None
+    assert size_in_bytes(saved.besides(w)) == (8 if rounding == "stochastic" else 0)
+
+
+def test_without_save_nothing_is_laid_out_for_backward():
+    _, saved, limbs, *_ = ops.linear_forward(activations(9, 64), randn(8, 64), save=False)
+    assert (saved.numel(), limbs.numel()) == (0, 0)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5), (3, 0, 5), (3, 4, 0), (0, 0, 0)], ids=str)
+def test_empty_operands_give_zeros_and_bias(shape):
+    m, n, k = shape
+    x, w, bias, g = randn(m, k), randn(n, k), randn(n), randn(m, n)
+    y, *saved = ops.linear_forward(x, w, bias)
+    same(y, torch.nn.functional.linear(x, w, bias))
+    same(ops.linear_grad_input(g, w), g @ w)
+    grad_weight, grad_bias = ops.linear_grad_weight(g, *saved, k)
+    same(grad_weight, g.t() @ x)
+    same(grad_bias, g.sum(0))

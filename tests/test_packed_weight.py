@@ -1,0 +1,205 @@
+"""The packed copy of a frozen weight is made once, used, and never stale."""
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import RecordOps, activations, expected_linear, randn, same
+from int8tile import Int8TileConfig
+from int8tile.nn import Int8Linear
+
+K, N = 64, 48
+
+
+def layer_of(frozen=False, features=K):
+    torch.manual_seed(0)
+    return Int8Linear(features, N).requires_grad_(not frozen)
+
+
+@pytest.fixture
+def x():
+    return activations(9, K)
+
+
+def packs(call):
+    """How often a call packed a weight to keep it."""
+    with RecordOps() as record:
+        call()
+    return record.names.count("pack_weight")
+
+
+def fresh(layer, x):
+    """The reference's output with the weight as it is now."""
+    y = expected_linear(x, layer.weight, layer.bias, torch.zeros(len(x), N)).output
+    return torch.from_numpy(y).to(x.dtype)
+
+
+def assert_not_stale(layer, x):
+    same(layer(x).detach(), fresh(layer, x))
+
+
+def test_a_frozen_weight_is_packed_once_per_direction():
+    layer = layer_of(frozen=True)
+    x = activations(9, K).requires_grad_()
+    assert packs(lambda: layer(x)) == 1
+    assert packs(lambda: [layer(x) for _ in range(3)]) == 0
+    assert packs(lambda: layer(x).sum().backward()) == 1
+    assert packs(lambda: layer(x).sum().backward()) == 0
+    same(layer(x).detach(), fresh(layer, x))
+
+
+def test_a_packed_copy_gives_the_gradient_of_a_fresh_weight():
+    layer = layer_of(frozen=True)
+    x, g = activations(9, K).requires_grad_(), randn(9, N, seed=4)
+    for _ in range(2):
+        x.grad = None
+        layer(x).backward(g)
+        same(x.grad, expected_linear(x, layer.weight, None, g).grad_input)
+
+
+def test_a_trained_weight_is_never_kept(x):
+    layer = layer_of()
+    assert packs(lambda: [layer(x) for _ in range(3)]) == 0
+    with torch.no_grad():
+        assert packs(lambda: [layer(x) for _ in range(3)]) == 0
+
+
+def test_inference_mode_and_training_share_a_packed_copy(x):
+    layer = layer_of(frozen=True)
+    with torch.inference_mode():
+        inferred = layer(x)
+    x = x.requires_grad_()
+    y = layer(x)
+    y.sum().backward()
+    same(y.detach(), inferred.clone())
+    assert x.grad is not None
+
+
+def test_another_config_gets_its_own_packed_copy(x):
+    layer = layer_of(frozen=True)
+    layer(x)
+    layer.config = Int8TileConfig.paper()
+    twin = Int8Linear(K, N, config=layer.config).requires_grad_(False)
+    twin.load_state_dict(layer.state_dict())
+    same(layer(x), twin(x))
+
+
+def test_fused_adamw_is_followed_step_by_step(x):
+    layer = layer_of()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    for _ in range(3):
+        assert_not_stale(layer, x)
+        optimizer.zero_grad()
+        layer(x).square().sum().backward()
+        optimizer.step()
+    assert_not_stale(layer, x)
+
+
+@pytest.mark.parametrize("write", ["whole", "element"])
+def test_data_writes_to_a_trained_weight_are_seen(write, x):
+    layer = layer_of()
+    layer(x)
+    layer.weight.data[... if write == "whole" else (3, 5)] += 50.0
+    assert_not_stale(layer, x)
+
+
+WRITES = {
+    "in_place": lambda w: w.mul_(3),
+    "one_element_in_place": lambda w: w[3, 5].add_(50),
+    "whole_data": lambda w: w.data.mul_(3),
+    "copy_to_data": lambda w: w.data.copy_(randn(N, K, seed=9)),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_writes_to_a_frozen_weight_are_seen(write, x):
+    layer = layer_of(frozen=True)
+    layer(x)
+    with torch.no_grad():
+        write(layer.weight)
+    assert_not_stale(layer, x)
+
+
+def test_one_element_of_data_needs_invalidate():
+    layer = layer_of(frozen=True, features=300)  # more words than the fingerprint samples
+    x = activations(9, 300)
+    layer(x)
+    layer.weight.data[3, 5] += 50.0
+    layer.invalidate()
+    assert_not_stale(layer, x)
+
+
+REPLACEMENTS = {
+    "data": lambda layer: setattr(layer.weight, "data", randn(N, K, seed=9)),
+    "parameter": lambda layer: setattr(layer, "weight", nn.Parameter(randn(N, K, seed=9), False)),
+    "load": lambda layer: layer.load_state_dict(nn.Linear(K, N).state_dict()),
+    "load_assign": lambda layer: layer.load_state_dict(nn.Linear(K, N).state_dict(), assign=True),
+    "to_device": lambda layer: layer.to("cpu"),
+    "share_memory": lambda layer: layer.share_memory(),
+    "apply": lambda layer: layer._apply(lambda t: t * 3),
+}
+
+
+@pytest.mark.parametrize("replace", REPLACEMENTS.values(), ids=REPLACEMENTS)
+def test_a_replaced_frozen_weight_is_seen(replace, x):
+    layer = layer_of(frozen=True)
+    layer(x)
+    replace(layer)
+    assert_not_stale(layer, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+def test_a_cast_drops_the_packed_copy(dtype, x):
+    layer = layer_of(frozen=True)
+    layer(x)
+    layer.to(dtype)
+    assert_not_stale(layer, x.to(dtype))
+    layer.float()
+    assert_not_stale(layer, x)
+
+
+@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
+def test_switching_the_mode_packs_again(mode, x):
+    layer = layer_of(frozen=True)
+    layer(x)
+    assert layer.train(mode) is layer
+    assert layer.training == mode
+    assert packs(lambda: layer(x)) == 1
+
+
+def test_freezing_and_unfreezing_follow_the_weight(x):
+    layer = layer_of(frozen=True)
+    layer(x)
+    for _ in range(2):
+        layer.requires_grad_(True)
+        layer(x).square().sum().backward()
+        torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
+        layer.requires_grad_(False)
+        assert_not_stale(layer, x)
+
+
+def test_training_part_of_a_weight_between_two_freezes_is_seen():
+    """Too few elements for the fingerprint move, and the fused step moves no version."""
+    layer = layer_of(frozen=True, features=256)
+    x = activations(9, 256)
+    layer(x)
+    layer.weight.requires_grad_(True)
+    optimizer = torch.optim.AdamW([layer.weight], lr=0.1, weight_decay=0.0, fused=True)
+    layer(x)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    layer.weight.grad[3, 5] = 1.0
+    optimizer.step()
+    layer.requires_grad_(False)
+    assert_not_stale(layer, x)
+
+
+def test_saved_tensor_hooks_that_copy_the_weight_are_followed():
+    layer = layer_of(frozen=True, features=256)
+    x, g = activations(9, 256).requires_grad_(), randn(9, N, seed=4)
+    for step in range(8):
+        x.grad = None
+        with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
+            layer(x).backward(g)
+        same(x.grad, expected_linear(x, layer.weight, None, g).grad_input)
+        with torch.no_grad():
+            layer.weight[3, step] += 5.0
