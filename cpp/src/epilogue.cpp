@@ -28,9 +28,9 @@ void dequantize_block(const Kernel& kernel, const Epilogue& epilogue, const int3
   const float* bias = epilogue.bias ? epilogue.bias + col : nullptr;
   const bool direct = epilogue.out.dtype == DType::kFloat32;
   for (int64_t r = 0; r < rows; ++r) {
-    float* to = direct ? static_cast<float*>(epilogue.out.data) +
-                             (row + r) * epilogue.out.row_stride + col
-                       : scratch;
+    float* to =
+        direct ? static_cast<float*>(epilogue.out.data) + (row + r) * epilogue.out.row_stride + col
+               : scratch;
     kernel.dequantize_row({acc + r * stride, cols, epilogue.row_scale[row + r],
                            epilogue.col_scale + col, bias, to, accumulate});
     if (!direct) store_row(kernel, epilogue.out, row + r, col, scratch, cols);

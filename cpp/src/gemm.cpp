@@ -52,8 +52,8 @@ struct SliceRun {
     const bool low = begin == end;
     const int64_t limb_depth = round_up(operands.outliers, kGroup);
     const int64_t depth = low ? limb_depth : end - begin;
-    const uint8_t* b = low ? operands.b_outlier + n0 * limb_depth
-                           : operands.b + n0 * plan.k_padded + begin * nr();
+    const uint8_t* b =
+        low ? operands.b_outlier + n0 * limb_depth : operands.b + n0 * plan.k_padded + begin * nr();
     const auto* next = reinterpret_cast<const char*>(b + depth * nr());
     const bool high = first && limbs();
     Tile tile{};
@@ -111,8 +111,7 @@ struct SliceRun {
     const int64_t n_begin = index % n_blocks * plan.n_block;
     const int64_t n_end = std::min(plan.n, n_begin + plan.n_block);
     const int64_t k_begin = plan.slices[slice].begin;
-    const int64_t k_end =
-        slice + 1 == plan.slices.size() ? plan.k_padded : plan.slices[slice].end;
+    const int64_t k_end = slice + 1 == plan.slices.size() ? plan.k_padded : plan.slices[slice].end;
     for (int64_t n = n_begin; n < n_end; n += nr()) {
       if (low_panel()) block_of_k(m0, m1, n, 0, 0, true, k_begin == k_end, thread);
       for (int64_t k = k_begin; k < k_end; k += plan.k_block) {
@@ -182,8 +181,8 @@ struct PackedInt8 {
 
 // Row-major int8 [rows, cols] to panels of depth round_up(cols, 16), strip by strip.
 template <class Pack>
-void pack_int8(const CpuFacts& cpu, const int8_t* q, int64_t rows, int64_t cols,
-               int64_t strip_rows, int8_t* strips, int64_t strip_bytes, const Pack& pack) {
+void pack_int8(const CpuFacts& cpu, const int8_t* q, int64_t rows, int64_t cols, int64_t strip_rows,
+               int8_t* strips, int64_t strip_bytes, const Pack& pack) {
   const int64_t stride = round_up(cols, kDepthAlign);
   parallel_for(cpu.threads, ceil_div(rows, strip_rows), [&](int64_t s, int thread) {
     int8_t* strip = strips + thread * strip_bytes;
@@ -199,9 +198,10 @@ void pack_int8(const CpuFacts& cpu, const int8_t* q, int64_t rows, int64_t cols,
 }  // namespace
 
 void multiply_int8(const Int8Product& p, const CpuFacts& cpu, int32_t* out) {
-  require(p.k + 128 * p.high_columns < kSliceDepth, "int8tile::gemm: k + 128 * high columns must be "
-          "below ", kSliceDepth, " so that every sum fits int32; got ", p.k, " and ",
-          p.high_columns);
+  require(p.k + 128 * p.high_columns < kSliceDepth,
+          "int8tile::gemm: k + 128 * high columns must be "
+          "below ",
+          kSliceDepth, " so that every sum fits int32; got ", p.k, " and ", p.high_columns);
   const GemmPlan plan = plan_gemm(p.m, p.n, p.k, 0, kMaxOutlierBits, cpu);
   const int64_t depth = round_up(std::max(p.k, p.high_columns), kDepthAlign);
   const int64_t strip_bytes = kRowsPerStripB * depth;

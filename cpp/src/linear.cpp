@@ -45,8 +45,7 @@ struct ForwardScratch {
       : a(arena.take<int8_t>(plan.m * plan.k_padded)),
         a_high(arena.take<int8_t>(plan.m * limb_depth(plan))),
         a_low(arena.take<int8_t>(plan.low_in_place() ? 0 : plan.m * limb_depth(plan))),
-        compensation(
-            arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
+        compensation(arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
         mask(arena.take<uint32_t>(plan.capacity > 0 ? plan.k : 0)),
         b(arena.take<uint8_t>(pack_weight ? packed_bytes(*plan.cpu.kernel, plan.n, plan.k) : 0)),
         b_outlier(arena.take<uint8_t>(round_up(plan.n, plan.cpu.kernel->nr) * limb_depth(plan))),
@@ -65,8 +64,8 @@ struct ForwardScratch {
 // Only the output is left to fill where K is empty: y = bias.
 void broadcast_bias(const ForwardArgs& args, int64_t m, int64_t n, const CpuFacts& cpu) {
   std::vector<float> buffer(static_cast<std::size_t>(n), 0.0f);
-  const float* row = args.bias.data ? load_row(*cpu.kernel, args.bias, 0, buffer.data())
-                                    : buffer.data();
+  const float* row =
+      args.bias.data ? load_row(*cpu.kernel, args.bias, 0, buffer.data()) : buffer.data();
   for (int64_t i = 0; i < m; ++i) store_row(*cpu.kernel, args.out, i, 0, row, n);
 }
 
@@ -81,8 +80,7 @@ GemmPlan plan_linear(int64_t m, int64_t n, int64_t k, int64_t capacity, int outl
 
 OutlierCounts linear_forward(const ForwardArgs& args, const CpuFacts& cpu) {
   const int64_t m = args.input.rows, k = args.input.cols, n = args.out_features;
-  const GemmPlan plan =
-      plan_gemm(m, n, k, args.split.capacity, args.split.outlier_bits, cpu);
+  const GemmPlan plan = plan_gemm(m, n, k, args.split.capacity, args.split.outlier_bits, cpu);
   const Workspace<ForwardScratch> scratch(plan, !args.packed.panels, args.bias.data != nullptr);
   const ForwardScratch& at = scratch.at;
 
@@ -118,12 +116,11 @@ OutlierCounts linear_forward(const ForwardArgs& args, const CpuFacts& cpu) {
   if (counts.found > 0)
     gather_outlier_weights(cpu, weight.panels, n, plan.k_padded, args.index, counts.found,
                            at.b_outlier);
-  const float* bias =
-      args.bias.data ? load_row(*cpu.kernel, args.bias, 0, at.bias_float) : nullptr;
-  gemm(plan,
-       {at.a, weight.panels, at.compensation, counts.found, at.a_high, outliers.a_low,
-        at.b_outlier},
-       {args.input_scale, weight.scale, bias, args.out});
+  const float* bias = args.bias.data ? load_row(*cpu.kernel, args.bias, 0, at.bias_float) : nullptr;
+  gemm(
+      plan,
+      {at.a, weight.panels, at.compensation, counts.found, at.a_high, outliers.a_low, at.b_outlier},
+      {args.input_scale, weight.scale, bias, args.out});
   return counts;
 }
 
@@ -132,8 +129,7 @@ namespace {
 struct GradInputScratch {
   GradInputScratch(Arena& arena, const GemmPlan& plan, bool pack_weight)
       : a(arena.take<int8_t>(plan.m * plan.k_padded)),
-        compensation(
-            arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
+        compensation(arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
         grad_scale(arena.take<float>(plan.m)),
         b(arena.take<uint8_t>(pack_weight ? packed_bytes(*plan.cpu.kernel, plan.n, plan.k) : 0)),
         weight_scale(arena.take<float>(pack_weight ? plan.n : 0)) {}
@@ -180,8 +176,7 @@ namespace {
 struct GradWeightScratch {
   GradWeightScratch(Arena& arena, const GemmPlan& plan, int64_t outliers)
       : a(arena.take<int8_t>(plan.m * plan.k_padded)),
-        compensation(
-            arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
+        compensation(arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
         grad_scale(arena.take<float>(plan.m)),
         input_scale(arena.take<float>(plan.n)),
         low(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, outliers, plan.k))),
@@ -201,8 +196,7 @@ struct GradWeightScratch {
 void limb_columns(const GradWeightArgs& args, const GemmPlan& plan, const GradWeightScratch& at) {
   const int64_t n = plan.m, count = args.outliers;
   gather_panel_rows(plan.cpu, args.saved_regular, plan.k_padded, args.index, count, at.low);
-  GemmPlan limb_plan =
-      plan_gemm(n, count, plan.k, 0, kMaxOutlierBits, plan.cpu);
+  GemmPlan limb_plan = plan_gemm(n, count, plan.k, 0, kMaxOutlierBits, plan.cpu);
   GemmOperands high, low;
   high.a = low.a = at.a;
   high.compensation = low.compensation = at.compensation;
@@ -214,8 +208,7 @@ void limb_columns(const GradWeightArgs& args, const GemmPlan& plan, const GradWe
     for (int64_t i = 0; i < n * count; ++i) {
       const float sum =
           static_cast<float>(at.high_sum[i]) * 128.0f + static_cast<float>(at.low_sum[i]);
-      const float value =
-          sum * at.grad_scale[i / count] * at.input_scale[args.index[i % count]];
+      const float value = sum * at.grad_scale[i / count] * at.input_scale[args.index[i % count]];
       at.limb_grad[i] = s == 0 ? value : at.limb_grad[i] + value;
     }
   }

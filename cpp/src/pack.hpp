@@ -18,8 +18,8 @@ struct Strip {
 };
 
 /// Rows of a strip are multiples of these, so that no two strips share a panel or a group.
-inline constexpr int64_t kRowsPerStripA = 48;   // whole A panels (6) and whole depth turns (16)
-inline constexpr int64_t kRowsPerStripB = 64;   // whole B panels of any kernel, whole turns
+inline constexpr int64_t kRowsPerStripA = 48;  // whole A panels (6) and whole depth turns (16)
+inline constexpr int64_t kRowsPerStripB = 64;  // whole B panels of any kernel, whole turns
 
 void pack_a(const Kernel& kernel, const Strip& strip, int64_t depth, int8_t* panels);
 void pack_b(const Kernel& kernel, const Strip& strip, int64_t depth, uint8_t* panels);

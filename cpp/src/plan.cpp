@@ -59,8 +59,8 @@ void plan_blocks(GemmPlan& plan) {
   const auto tasks = [&] { return m_blocks * ceil_div(plan.n, plan.n_block); };
   while (plan.n_block > nr && tasks() < kTasksPerThread * plan.cpu.threads) plan.n_block -= nr;
   plan.tasks = tasks();
-  plan.threads = static_cast<int>(
-      std::clamp<int64_t>(plan.tasks, 1, static_cast<int64_t>(plan.cpu.threads)));
+  plan.threads =
+      static_cast<int>(std::clamp<int64_t>(plan.tasks, 1, static_cast<int64_t>(plan.cpu.threads)));
   plan.stream = plan.m * plan.n * 4 > l2;
 }
 
@@ -76,8 +76,8 @@ GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k, int64_t capacity, int outlie
   require(m >= 0 && n >= 0 && k >= 0, "int8tile::plan: m, n and k must not be negative; got ", m,
           ", ", n, ", ", k);
   require(outlier_bits >= kMinOutlierBits && outlier_bits <= kMaxOutlierBits,
-          "int8tile::plan: outlier_bits must be ", kMinOutlierBits, "..", kMaxOutlierBits,
-          "; got ", outlier_bits);
+          "int8tile::plan: outlier_bits must be ", kMinOutlierBits, "..", kMaxOutlierBits, "; got ",
+          outlier_bits);
   require(capacity >= -1 && capacity <= k, "int8tile::plan: outlier_capacity must be 0..", k,
           " (the input features); got ", capacity);
   GemmPlan plan;

@@ -115,8 +115,7 @@ PackedGemm::PackedGemm(PackedGemm&&) noexcept = default;
 void PackedGemm::run() {
   const Operands& at = state_->memory.at;
   const GemmPlan& plan = state_->plan;
-  gemm(plan,
-       {at.a, at.b, at.compensation, plan.capacity, at.a_high, nullptr, at.b_high},
+  gemm(plan, {at.a, at.b, at.compensation, plan.capacity, at.a_high, nullptr, at.b_high},
        {at.row_scale, at.col_scale, at.bias, {at.out, DType::kFloat32, plan.n}});
 }
 

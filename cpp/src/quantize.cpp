@@ -239,8 +239,8 @@ struct RowPass {
       store_limbs(first, rows, low, outliers->low);
     }
     if (targets.b_transposed)
-      pack_transposed(kernel, regular, round_up(x.rows, kDepthAlign), nullptr,
-                      targets.b_transposed, interleaved);
+      pack_transposed(kernel, regular, round_up(x.rows, kDepthAlign), nullptr, targets.b_transposed,
+                      interleaved);
   }
 };
 
@@ -256,12 +256,17 @@ void quantize_rows(const MatrixView& x, const float* fold, const QuantizeSpec& s
                                         outliers ? outliers->count : 0);
   Scale tensor;
   if (spec.granularity == Granularity::kTensor)
-    tensor = tensor_scale_of_rows(x, fold, spec, cpu, outliers, scratch.at.row,
-                                  scratch.at.row_stride);
-  const RowPass pass{x,       fold,     spec,
-                     *cpu.kernel, targets, outliers,
+    tensor =
+        tensor_scale_of_rows(x, fold, spec, cpu, outliers, scratch.at.row, scratch.at.row_stride);
+  const RowPass pass{x,
+                     fold,
+                     spec,
+                     *cpu.kernel,
+                     targets,
+                     outliers,
                      spec.granularity == Granularity::kTensor ? &tensor : nullptr,
-                     scale,   scratch.at,
+                     scale,
+                     scratch.at,
                      targets.slices ? *targets.slices : std::vector<Slice>{{0, x.cols}}};
   parallel_for(cpu.threads, strips, [&](int64_t s, int thread) {
     const int64_t first = s * strip_rows;
@@ -340,7 +345,8 @@ void quantize_columns(const MatrixView& x, const float* fold, const QuantizeSpec
   if (!targets.compensation) return;
   for (int64_t j = 0; j < sums_per_thread; ++j) {
     int32_t sum = 0;
-    for (int t = 0; t < cpu.threads; ++t) sum += sums[static_cast<std::size_t>(t * sums_per_thread + j)];
+    for (int t = 0; t < cpu.threads; ++t)
+      sum += sums[static_cast<std::size_t>(t * sums_per_thread + j)];
     const uint32_t product = static_cast<uint32_t>(-kernel.b_offset) * static_cast<uint32_t>(sum);
     targets.compensation[j] = static_cast<int32_t>(product);
   }

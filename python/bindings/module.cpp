@@ -33,8 +33,12 @@ DType dtype_of(int code) {
 }
 
 MatrixView view(const Matrix& m) {
-  return {pointer<const void>(std::get<0>(m)), dtype_of(std::get<1>(m)), std::get<2>(m),
-          std::get<3>(m), std::get<4>(m), std::get<5>(m)};
+  return {pointer<const void>(std::get<0>(m)),
+          dtype_of(std::get<1>(m)),
+          std::get<2>(m),
+          std::get<3>(m),
+          std::get<4>(m),
+          std::get<5>(m)};
 }
 
 OutputView output(const Matrix& m) {
@@ -46,8 +50,8 @@ QuantizeSpec spec_of(const std::string& granularity, const std::string& scale,
                      uint32_t gemm_id = 0) {
   require(granularity == "row" || granularity == "tensor",
           "int8tile: granularity must be 'row' or 'tensor'; got '", granularity, "'");
-  require(scale == "absmax" || scale == "pow2",
-          "int8tile: scale must be 'absmax' or 'pow2'; got '", scale, "'");
+  require(scale == "absmax" || scale == "pow2", "int8tile: scale must be 'absmax' or 'pow2'; got '",
+          scale, "'");
   require(rounding == "nearest" || rounding == "stochastic",
           "int8tile: rounding must be 'nearest' or 'stochastic'; got '", rounding, "'");
   return {granularity == "row" ? Granularity::kRow : Granularity::kTensor,
@@ -57,8 +61,8 @@ QuantizeSpec spec_of(const std::string& granularity, const std::string& scale,
 }
 
 std::pair<int, int> forward(const Matrix& input, const Matrix& weight, const Matrix& bias,
-                            Address packed, Address packed_scale, float threshold,
-                            int outlier_bits, int64_t capacity, const std::string& granularity,
+                            Address packed, Address packed_scale, float threshold, int outlier_bits,
+                            int64_t capacity, const std::string& granularity,
                             const std::string& scale, Address saved_regular, Address saved_high,
                             Address input_scale, Address index, const Matrix& out, int threads,
                             const std::string& isa) {
@@ -128,9 +132,8 @@ void pack(const Matrix& weight, const std::string& granularity, const std::strin
 }
 
 void quantize(const Matrix& input, Address fold, const std::string& granularity,
-              const std::string& scale, const std::string& rounding, int64_t seed,
-              uint32_t gemm_id, bool transposed, Address q, Address scales, int threads,
-              const std::string& isa) {
+              const std::string& scale, const std::string& rounding, int64_t seed, uint32_t gemm_id,
+              bool transposed, Address q, Address scales, int threads, const std::string& isa) {
   const QuantizeSpec spec = spec_of(granularity, scale, rounding, seed, gemm_id);
   const CpuFacts cpu = cpu_facts(threads, isa);
   const py::gil_scoped_release release;
@@ -225,10 +228,12 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("accumulator_bound", &GemmPlan::accumulator_bound)
       .def_readonly("workspace_bytes", &GemmPlan::workspace_bytes)
       .def_property_readonly("slices", &slices_of)
-      .def_property_readonly("isa",
-                             [](const GemmPlan& p) { return kernel_name(*p.cpu.kernel); })
-      .def_property_readonly(
-          "tile", [](const GemmPlan& p) { return std::make_pair(tile_shape(*p.cpu.kernel).rows, tile_shape(*p.cpu.kernel).columns); })
+      .def_property_readonly("isa", [](const GemmPlan& p) { return kernel_name(*p.cpu.kernel); })
+      .def_property_readonly("tile",
+                             [](const GemmPlan& p) {
+                               return std::make_pair(tile_shape(*p.cpu.kernel).rows,
+                                                     tile_shape(*p.cpu.kernel).columns);
+                             })
       .def("__str__", &GemmPlan::text);
 
   m.def("compiled_isas", &compiled_isas, "Kernels in this build, best first.");
@@ -238,22 +243,25 @@ PYBIND11_MODULE(_core, m) {
     const CpuFacts cpu = cpu_facts(1);
     return std::make_pair(cpu.l1_bytes, cpu.l2_bytes);
   });
-  m.def("panel_columns", [](const std::string& isa) { return tile_shape(select_kernel(isa)).columns; },
-        py::arg("isa") = "");
+  m.def(
+      "panel_columns",
+      [](const std::string& isa) { return tile_shape(select_kernel(isa)).columns; },
+      py::arg("isa") = "");
   m.def("default_capacity", &default_capacity, py::arg("k"));
-  m.def("plan",
-        [](int64_t rows, int64_t n, int64_t k, int64_t capacity, int outlier_bits, int threads,
-           const std::string& isa) {
-          return plan_linear(rows, n, k, capacity, outlier_bits, cpu_facts(threads, isa));
-        },
-        py::arg("m"), py::arg("n"), py::arg("k"), py::arg("capacity"), py::arg("outlier_bits"),
-        py::arg("threads"), py::arg("isa") = "");
+  m.def(
+      "plan",
+      [](int64_t rows, int64_t n, int64_t k, int64_t capacity, int outlier_bits, int threads,
+         const std::string& isa) {
+        return plan_linear(rows, n, k, capacity, outlier_bits, cpu_facts(threads, isa));
+      },
+      py::arg("m"), py::arg("n"), py::arg("k"), py::arg("capacity"), py::arg("outlier_bits"),
+      py::arg("threads"), py::arg("isa") = "");
 
   m.def("linear_forward", &forward, py::arg("input"), py::arg("weight"), py::arg("bias"),
-        py::arg("packed"), py::arg("packed_scale"), py::arg("threshold"),
-        py::arg("outlier_bits"), py::arg("capacity"), py::arg("granularity"), py::arg("scale"),
-        py::arg("saved_regular"), py::arg("saved_high"), py::arg("input_scale"),
-        py::arg("index"), py::arg("out"), py::arg("threads"), py::arg("isa") = "");
+        py::arg("packed"), py::arg("packed_scale"), py::arg("threshold"), py::arg("outlier_bits"),
+        py::arg("capacity"), py::arg("granularity"), py::arg("scale"), py::arg("saved_regular"),
+        py::arg("saved_high"), py::arg("input_scale"), py::arg("index"), py::arg("out"),
+        py::arg("threads"), py::arg("isa") = "");
   m.def("linear_grad_input", &grad_input, py::arg("grad_output"), py::arg("weight"),
         py::arg("packed"), py::arg("packed_scale"), py::arg("granularity"), py::arg("scale"),
         py::arg("rounding"), py::arg("seed"), py::arg("out"), py::arg("threads"),
@@ -285,15 +293,17 @@ PYBIND11_MODULE(_core, m) {
            py::arg("m"), py::arg("n"), py::arg("k"), py::arg("outliers"), py::arg("threads"),
            py::arg("isa") = "")
       .def("run", &PackedGemm::run, py::call_guard<py::gil_scoped_release>());
-  m.def("peak_gops",
-        [](int threads, const std::string& isa, double seconds) {
-          return peak_gops(cpu_facts(threads, isa), seconds);
-        },
-        py::arg("threads"), py::arg("isa") = "", py::arg("seconds") = 0.01);
-  m.def("tile_gops",
-        [](int64_t k, int threads, const std::string& isa, double seconds) {
-          return tile_gops(cpu_facts(threads, isa), k, seconds);
-        },
-        py::arg("k"), py::arg("threads"), py::arg("isa") = "", py::arg("seconds") = 0.01);
+  m.def(
+      "peak_gops",
+      [](int threads, const std::string& isa, double seconds) {
+        return peak_gops(cpu_facts(threads, isa), seconds);
+      },
+      py::arg("threads"), py::arg("isa") = "", py::arg("seconds") = 0.01);
+  m.def(
+      "tile_gops",
+      [](int64_t k, int threads, const std::string& isa, double seconds) {
+        return tile_gops(cpu_facts(threads, isa), k, seconds);
+      },
+      py::arg("k"), py::arg("threads"), py::arg("isa") = "", py::arg("seconds") = 0.01);
   m.def("fingerprint", &fingerprint, py::arg("address"), py::arg("bytes"), py::arg("samples"));
 }

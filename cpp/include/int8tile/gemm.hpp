@@ -8,13 +8,13 @@ namespace int8tile {
 
 /// Packed operands; panel layouts are described at QuantizeTargets.
 struct GemmOperands {
-  const int8_t* a = nullptr;             // depth k_padded
-  const uint8_t* b = nullptr;            // depth k_padded
-  const int32_t* compensation = nullptr; // [slices][m]
-  int64_t outliers = 0;                  // columns in the limb panels
-  const int8_t* a_high = nullptr;        // depth round_up(outliers, 4)
-  const int8_t* a_low = nullptr;         // the same; null where the low limbs are in place
-  const uint8_t* b_outlier = nullptr;    // depth round_up(outliers, 4)
+  const int8_t* a = nullptr;              // depth k_padded
+  const uint8_t* b = nullptr;             // depth k_padded
+  const int32_t* compensation = nullptr;  // [slices][m]
+  int64_t outliers = 0;                   // columns in the limb panels
+  const int8_t* a_high = nullptr;         // depth round_up(outliers, 4)
+  const int8_t* a_low = nullptr;          // the same; null where the low limbs are in place
+  const uint8_t* b_outlier = nullptr;     // depth round_up(outliers, 4)
 };
 
 /// The whole product, all slices, dequantised into epilogue.out.
@@ -27,8 +27,8 @@ void gemm_integers(const GemmPlan& plan, const GemmOperands& operands, std::size
 /// Row-major int8 operands of the raw product; any value in [-128, 127].
 struct Int8Product {
   int64_t m = 0, n = 0, k = 0;
-  const int8_t* a = nullptr;       // [m, k]
-  const int8_t* b = nullptr;       // [n, k]
+  const int8_t* a = nullptr;  // [m, k]
+  const int8_t* b = nullptr;  // [n, k]
   int64_t high_columns = 0;
   const int8_t* a_high = nullptr;  // [m, high_columns]
   const int8_t* b_high = nullptr;  // [n, high_columns]

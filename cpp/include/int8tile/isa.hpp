@@ -31,8 +31,8 @@ std::string kernel_name(const Kernel& kernel);
 struct CpuFacts {
   const Kernel* kernel = nullptr;
   int threads = 1;
-  int64_t l1_bytes = 32 << 10;   // per core
-  int64_t l2_bytes = 1 << 20;    // per core
+  int64_t l1_bytes = 32 << 10;  // per core
+  int64_t l2_bytes = 1 << 20;   // per core
 };
 
 /// Facts of this machine, with the kernel `isa` (empty: the default) and `threads` threads.

@@ -32,36 +32,36 @@ void pack_weight(const MatrixView& weight, const QuantizeSpec& spec, bool transp
                  const CpuFacts& cpu, uint8_t* panels, float* scale);
 
 struct ForwardArgs {
-  MatrixView input;             // x [m, k]
-  MatrixView weight;            // w [n, k]; not read where `packed` is given
-  int64_t out_features = 0;     // n
-  MatrixView bias;              // [1, n]; data null: none
+  MatrixView input;          // x [m, k]
+  MatrixView weight;         // w [n, k]; not read where `packed` is given
+  int64_t out_features = 0;  // n
+  MatrixView bias;           // [1, n]; data null: none
   PackedWeight packed;
   SplitSpec split;
   QuantizeSpec spec;
-  SavedInput saved;             // null members: nothing is kept
-  float* input_scale = nullptr; // [m]
-  int32_t* index = nullptr;     // [capacity]
-  OutputView out;               // y [m, n]
+  SavedInput saved;              // null members: nothing is kept
+  float* input_scale = nullptr;  // [m]
+  int32_t* index = nullptr;      // [capacity]
+  OutputView out;                // y [m, n]
 };
 
 /// y = x @ w.T + bias. Returns how many outlier columns were found and left out.
 OutlierCounts linear_forward(const ForwardArgs& args, const CpuFacts& cpu);
 
 struct GradInputArgs {
-  MatrixView grad_output;  // g [m, n]
-  MatrixView weight;       // w [n, k]; not read where `packed` is given
-  int64_t in_features = 0; // k
-  PackedWeight packed;     // of w.T
-  QuantizeSpec spec;       // scale kind and granularity of g and w; rounding of g
-  OutputView out;          // grad_x [m, k]
+  MatrixView grad_output;   // g [m, n]
+  MatrixView weight;        // w [n, k]; not read where `packed` is given
+  int64_t in_features = 0;  // k
+  PackedWeight packed;      // of w.T
+  QuantizeSpec spec;        // scale kind and granularity of g and w; rounding of g
+  OutputView out;           // grad_x [m, k]
 };
 
 /// grad_x = g @ w.
 void linear_grad_input(const GradInputArgs& args, const CpuFacts& cpu);
 
 struct GradWeightArgs {
-  MatrixView grad_output;            // g [m, n]
+  MatrixView grad_output;  // g [m, n]
   const uint8_t* saved_regular = nullptr;
   const uint8_t* saved_high = nullptr;
   const float* input_scale = nullptr;  // s_x [m]
@@ -69,7 +69,7 @@ struct GradWeightArgs {
   int64_t outliers = 0;
   int64_t in_features = 0;  // k
   QuantizeSpec spec;
-  OutputView out;           // grad_w [n, k]
+  OutputView out;              // grad_w [n, k]
   float* grad_bias = nullptr;  // [n] float32 sums of g; null: not wanted
 };
 

@@ -23,15 +23,15 @@ struct Slice {
 /// (the integers are the same), unless K is sliced.
 struct GemmPlan {
   int64_t m = 0, n = 0, k = 0;
-  int64_t capacity = 0;     // outlier columns the panels can hold
+  int64_t capacity = 0;  // outlier columns the panels can hold
   int outlier_bits = 12;
 
   CpuFacts cpu;
-  int64_t k_padded = 0;     // k rounded up to whole turns of the inner loop
+  int64_t k_padded = 0;  // k rounded up to whole turns of the inner loop
   int64_t m_block = 0, n_block = 0, k_block = 0;
-  int64_t tasks = 0;        // m blocks x n blocks, handed to threads one by one
-  int threads = 1;          // threads that have work
-  bool stream = false;      // a float32 output larger than L2 is written past the caches
+  int64_t tasks = 0;    // m blocks x n blocks, handed to threads one by one
+  int threads = 1;      // threads that have work
+  bool stream = false;  // a float32 output larger than L2 is written past the caches
   std::vector<Slice> slices;
   int64_t accumulator_bound = 0;  // no |accumulator| exceeds this; always below 2^31
   int64_t workspace_bytes = 0;    // packed operands, scales and scratch of one call

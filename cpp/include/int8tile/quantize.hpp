@@ -28,8 +28,8 @@ Scale make_scale(uint32_t regular, uint32_t outlier, ScaleKind kind, int outlier
 /// depth padded to 16. `a` and `b` take rows of q as panel rows, `a_transposed` and
 /// `b_transposed` take columns of q.
 struct QuantizeTargets {
-  int8_t* row_major = nullptr;     // [rows, cols]
-  int8_t* transposed = nullptr;    // [cols, rows]
+  int8_t* row_major = nullptr;   // [rows, cols]
+  int8_t* transposed = nullptr;  // [cols, rows]
   int8_t* a = nullptr;
   uint8_t* b = nullptr;
   int8_t* a_transposed = nullptr;
@@ -45,11 +45,11 @@ struct OutlierTargets {
   const uint32_t* mask = nullptr;  // [cols]
   int64_t count = 0;
   int outlier_bits = 12;
-  bool low_in_place = false;       // the low limb stands at its own column of the regular part
-  int8_t* a_high = nullptr;        // A panels of depth round_up(count, 4)
-  int8_t* a_low = nullptr;         // the same, where the low limbs are not in place
+  bool low_in_place = false;  // the low limb stands at its own column of the regular part
+  int8_t* a_high = nullptr;   // A panels of depth round_up(count, 4)
+  int8_t* a_low = nullptr;    // the same, where the low limbs are not in place
   uint8_t* b_high_transposed = nullptr;  // B panels over rows; panel rows are outlier columns
-  int8_t* high = nullptr;          // row-major [rows, capacity], zero beyond count
+  int8_t* high = nullptr;                // row-major [rows, capacity], zero beyond count
   int8_t* low = nullptr;
   int64_t capacity = 0;
 };

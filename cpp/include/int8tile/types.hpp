@@ -5,9 +5,9 @@
 
 namespace int8tile {
 
-inline constexpr int kInt8Max = 127;          // symmetric int8: [-127, 127]
-inline constexpr int kLimbBits = 7;           // v = 128 * high + low, low in [0, 127]
-inline constexpr int kOutlierMax = 16383;     // two limbs hold a sign and 14 bits
+inline constexpr int kInt8Max = 127;       // symmetric int8: [-127, 127]
+inline constexpr int kLimbBits = 7;        // v = 128 * high + low, low in [0, 127]
+inline constexpr int kOutlierMax = 16383;  // two limbs hold a sign and 14 bits
 inline constexpr int kMinOutlierBits = 8;
 inline constexpr int kMaxOutlierBits = 15;
 inline constexpr float kZeroAbsmax = 1e-30f;  // a row whose absmax is below this counts as zero

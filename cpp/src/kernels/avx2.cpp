@@ -39,8 +39,8 @@ struct Accumulators {
 };
 
 template <int R, int... I>
-INT8TILE_INLINE void multiply(Accumulators<R>& c, const int8_t* a, const uint8_t* b,
-                              int64_t groups, Indices<I...>) {
+INT8TILE_INLINE void multiply(Accumulators<R>& c, const int8_t* a, const uint8_t* b, int64_t groups,
+                              Indices<I...>) {
   for (; groups > 0; --groups, a += kGroup * R, b += kGroup * kColumns) {
     const auto* columns = reinterpret_cast<const __m128i*>(b);
     const __m256i b0 = _mm256_cvtepi8_epi16(_mm_loadu_si128(columns));
@@ -68,8 +68,8 @@ void tile_rows(const Tile& t, Indices<I...> rows) {
     if (t.load)
       for (int j = 0; j < kColumns; ++j) sums[r][j] += t.acc[r * kColumns + j];
     if (t.out != nullptr)
-      rows_dequantize({sums[r], t.cols, t.row_scale[r], t.col_scale, t.bias,
-                       t.out + r * t.out_stride, false});
+      rows_dequantize(
+          {sums[r], t.cols, t.row_scale[r], t.col_scale, t.bias, t.out + r * t.out_stride, false});
     else
       for (int j = 0; j < kColumns; ++j) t.acc[r * kColumns + j] = sums[r][j];
   }
@@ -77,12 +77,18 @@ void tile_rows(const Tile& t, Indices<I...> rows) {
 
 void tile(const Tile& t) {
   switch (t.rows) {
-    case 1: return tile_rows<1>(t, IndicesOf<1>{});
-    case 2: return tile_rows<2>(t, IndicesOf<2>{});
-    case 3: return tile_rows<3>(t, IndicesOf<3>{});
-    case 4: return tile_rows<4>(t, IndicesOf<4>{});
-    case 5: return tile_rows<5>(t, IndicesOf<5>{});
-    default: return tile_rows<6>(t, IndicesOf<6>{});
+    case 1:
+      return tile_rows<1>(t, IndicesOf<1>{});
+    case 2:
+      return tile_rows<2>(t, IndicesOf<2>{});
+    case 3:
+      return tile_rows<3>(t, IndicesOf<3>{});
+    case 4:
+      return tile_rows<4>(t, IndicesOf<4>{});
+    case 5:
+      return tile_rows<5>(t, IndicesOf<5>{});
+    default:
+      return tile_rows<6>(t, IndicesOf<6>{});
   }
 }
 

@@ -7,8 +7,8 @@
 
 namespace int8tile {
 
-inline constexpr int kTileRows = 6;  // rows of a packed A panel, on every instruction set
-inline constexpr int kGroup = 4;     // values of K that one dot-product lane consumes
+inline constexpr int kTileRows = 6;     // rows of a packed A panel, on every instruction set
+inline constexpr int kGroup = 4;        // values of K that one dot-product lane consumes
 inline constexpr int kDepthAlign = 16;  // K is padded to whole turns of the inner loop
 
 /// One register tile: `rows` x `cols` outputs over one block of K.
@@ -17,30 +17,30 @@ inline constexpr int kDepthAlign = 16;  // K is padded to whole turns of the inn
 /// multiplied first and their sum is shifted left by 7. It ends in `acc`, or, if `out` is set, as
 /// out = fl(fl(acc * row_scale) * col_scale) + bias in float32.
 struct Tile {
-  const int8_t* a;             // [groups][rows][4]
-  const uint8_t* b;            // [groups][nr][4], stored plus Kernel::b_offset
-  int64_t groups;              // a multiple of 4, or any number where `ragged`
-  const int8_t* a_high;        // [high_groups][rows][4]
-  const uint8_t* b_high;       // [high_groups][nr][4]
+  const int8_t* a;        // [groups][rows][4]
+  const uint8_t* b;       // [groups][nr][4], stored plus Kernel::b_offset
+  int64_t groups;         // a multiple of 4, or any number where `ragged`
+  const int8_t* a_high;   // [high_groups][rows][4]
+  const uint8_t* b_high;  // [high_groups][nr][4]
   int64_t high_groups;
-  int rows;                    // 1..kTileRows
-  int cols;                    // 1..nr, columns that exist
+  int rows;  // 1..kTileRows
+  int cols;  // 1..nr, columns that exist
   bool load;
-  int32_t* acc;                // [rows][nr]
-  const int32_t* compensation; // [rows]: -b_offset * (sum of the row of A)
-  float* out;                  // null: leave the integers in acc
-  int64_t out_stride;          // elements
-  bool stream;                 // write past the caches; needs 64-byte aligned rows
-  const float* row_scale;      // [rows]
-  const float* col_scale;      // [cols]
-  const float* bias;           // [cols] or null
-  const char* prefetch;        // the B panel that comes next, brought into L2 while this one runs
-  int64_t prefetch_stride;     // bytes per turn; 0 where there is nothing to fetch
+  int32_t* acc;                 // [rows][nr]
+  const int32_t* compensation;  // [rows]: -b_offset * (sum of the row of A)
+  float* out;                   // null: leave the integers in acc
+  int64_t out_stride;           // elements
+  bool stream;                  // write past the caches; needs 64-byte aligned rows
+  const float* row_scale;       // [rows]
+  const float* col_scale;       // [cols]
+  const float* bias;            // [cols] or null
+  const char* prefetch;         // the B panel that comes next, brought into L2 while this one runs
+  int64_t prefetch_stride;      // bytes per turn; 0 where there is nothing to fetch
 };
 
 /// One row of the general epilogue, for the outputs the register tile does not write itself.
 struct DequantizeRow {
-  const int32_t* acc;      // [cols]
+  const int32_t* acc;  // [cols]
   int64_t cols;
   float row_scale;
   const float* col_scale;  // [cols]

@@ -26,8 +26,8 @@ void tile(const Tile& t) {
   multiply(t.a, reinterpret_cast<const int8_t*>(t.b), t.groups, t.rows, acc);
   for (int r = 0; r < t.rows; ++r) {
     if (t.out != nullptr)
-      rows_dequantize({acc[r], t.cols, t.row_scale[r], t.col_scale, t.bias,
-                       t.out + r * t.out_stride, false});
+      rows_dequantize(
+          {acc[r], t.cols, t.row_scale[r], t.col_scale, t.bias, t.out + r * t.out_stride, false});
     else
       for (int c = 0; c < kColumns; ++c) t.acc[r * kColumns + c] = acc[r][c];
   }

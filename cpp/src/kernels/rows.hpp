@@ -117,15 +117,14 @@ void rows_column_sum(const float* x, int64_t n, float* acc) {
 }
 
 void rows_quantize_row(const float* x, int64_t n, float inv, int8_t* q) {
-  for (int64_t j = 0; j < n; ++j)
-    q[j] = static_cast<int8_t>(round_even(clamp_int8(x[j] * inv)));
+  for (int64_t j = 0; j < n; ++j) q[j] = static_cast<int8_t>(round_even(clamp_int8(x[j] * inv)));
 }
 
 void rows_quantize_row_stochastic(const float* x, int64_t n, float inv, RoundingKey key,
                                   int8_t* q) {
   for (int64_t j = 0; j < n; ++j)
-    q[j] = static_cast<int8_t>(
-        clamp_int8(static_cast<float>(round_stochastic(x[j] * inv, key, static_cast<uint32_t>(j)))));
+    q[j] = static_cast<int8_t>(clamp_int8(
+        static_cast<float>(round_stochastic(x[j] * inv, key, static_cast<uint32_t>(j)))));
 }
 
 void rows_quantize_columns(const float* x, float fold, const float* inv, int64_t n, int8_t* q) {
