@@ -142,7 +142,7 @@ def main(
 ) -> None:
     """Time linear layers with quantisation included; each candidate is checked first."""
     if smoke:
-        shapes, tokens, outliers, budget = "48x96", "33", "0,4", 0.05
+        shapes, tokens, outliers, threads, budget = "48x96", "33", "4", "1", 0.05
     arguments = {name: value for name, value in locals().items() if name != "json"}
     counts = parsed("threads", parse_numbers, threads, 1)
     cases = [

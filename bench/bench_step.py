@@ -8,6 +8,7 @@ Start reading at `measure`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from int8tile.finetune.memory import saved_bytes
 from report import choices, environment, parsed, print_head, progress, write_json
 from shapes import parse_numbers
 from step_memory import peak_bytes
-from steps import ARMS, DROPOUTS, MODELS, Setup, Training, as_arm, loss_of
+from steps import ARMS, DROPOUTS, MODELS, WITHOUT_DROPOUT, Setup, Training, as_arm, loss_of
 from tables import step_table
 from timing import Candidate, alternate
 
@@ -86,24 +87,23 @@ def measure(
     saved = {}
     for arm in arms:
         with as_arm(training.model, arm):
-            saved[arm] = saved_bytes(
-                training.model, lambda arm=arm: loss_of(training.model, arm, training.batch)
-            )
+            loss = partial(loss_of, training.model, arm, training.batch)
+            saved[arm] = saved_bytes(training.model, loss)
     candidates = {
-        arm: Candidate(lambda arm=arm: training.step(arm), lambda arm=arm: training.become(arm))
-        for arm in arms
+        arm: Candidate(partial(training.step, arm), partial(training.become, arm)) for arm in arms
     }
     timings = alternate(candidates, budget)
+    tokens = training.batch["input_ids"].numel()
     for arm, timing in timings.items():
         yield {
             "model": setup.model,
             "dropout": setup.dropout,
             "arm": arm,
             "threads": threads,
-            "tokens": training.batch["input_ids"].numel(),
+            "tokens": tokens,
             "parameters": sum(p.numel() for p in training.model.parameters()),
             "seconds": timing.spread().json(),
-            "tokens_per_second": training.batch["input_ids"].numel() / timing.spread().median,
+            "tokens_per_second": tokens / timing.spread().median,
             "speed_against_fp32": timing.speed_against(timings["fp32"]).json(),
             "peak_bytes": peaks[arm],
             "saved_bytes": saved[arm],
@@ -128,7 +128,7 @@ def main(
 ) -> None:
     """Time whole training steps; losses, gradients and int8 layers are checked first."""
     if smoke:
-        dropout, budget = "off", 0.1
+        dropout, arms, threads, budget = "off", "int8-split", "1", 0.1
     arguments = {name: value for name, value in locals().items() if name != "json"}
     counts = parsed("threads", parse_numbers, threads, 1)
     chosen = parsed("arms", choices, arms, ARMS)
@@ -138,7 +138,7 @@ def main(
         for count in counts
         for model in parsed("models", choices, models, MODELS)
         for rate in parsed("dropout", choices, dropout, DROPOUTS)
-        if model != "llama" or rate == "off" or dropout == "on"  # Llama has no dropout
+        if model not in WITHOUT_DROPOUT or rate == "off"
     ]
     facts = environment(counts)
     results: list[dict[str, Any]] = []

@@ -17,6 +17,7 @@ from int8tile.finetune.checkpoint import find_model
 ARMS = ("fp32", "bf16", "int8", "int8-split")
 MODELS = ("bert-base", "minilm", "llama")
 DROPOUTS = ("on", "off")
+WITHOUT_DROPOUT = ("llama",)
 LEARNING_RATE = 2e-5
 TOKENS = 2048
 SEQUENCE = {"bert-base": 128, "minilm": 128, "llama": 512}
@@ -67,7 +68,8 @@ class Setup:
 def _bert(smoke: bool) -> nn.Module:
     from transformers import BertConfig, BertForSequenceClassification
 
-    model: nn.Module = BertForSequenceClassification(BertConfig(**(SMOKE_BERT if smoke else {})))
+    shape: dict[str, Any] = SMOKE_BERT if smoke else {}
+    model: nn.Module = BertForSequenceClassification(BertConfig(**shape))
     return model
 
 
@@ -163,12 +165,13 @@ class Training:
         self.optimizer.step()
 
     def gradients(self, arm: str) -> tuple[float, Tensor]:
-        """Give the loss and all gradients in one vector, with dropout held still."""
+        """Give the loss and all gradients in one vector, without dropout."""
         self.optimizer.zero_grad(set_to_none=True)
-        torch.manual_seed(2)
+        self.model.eval()
         with as_arm(self.model, arm):
             loss = loss_of(self.model, arm, self.batch)
             loss.backward()
         grads = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.train()
         return float(loss.detach()), torch.cat(grads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import chain, groupby, repeat
 from typing import Any
 
 from rich.table import Table
@@ -12,6 +12,7 @@ from report import console
 
 Result = Mapping[str, Any]
 MEBI = 2**20
+WEIGHTS = {"each": "in each call", "frozen": "once"}
 
 
 def seconds(value: float) -> str:
@@ -32,18 +33,21 @@ def percent(spread: Mapping[str, float] | None) -> str:
     return "" if spread is None else f"{spread['median'] * 100:.0f} %"
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print one table, the first column to the left and the others to the right."""
+def print_table(title: str, columns: Sequence[str], rows: Sequence[list[str] | None]) -> None:
+    """Print one table, its first column to the left; None draws a line."""
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        if row is None:
+            table.add_section()
+        else:
+            table.add_row(*row)
     console().print(table)
 
 
 def linear_tables(results: Sequence[Result]) -> None:
-    """Print a table for each pass, weight and thread count; a line for each case."""
+    """Print a table for each pass, weight and thread count; a line for each candidate."""
 
     def group(r: Result) -> tuple[Any, ...]:
         return r["pass"], r["weight"], r["threads"]
@@ -52,35 +56,32 @@ def linear_tables(results: Sequence[Result]) -> None:
         return r["layer"], r["n"], r["k"], r["tokens"], r["outliers"]
 
     for (done, weight, threads), chosen in groupby(results, group):
-        rows = list(chosen)
-        names = list(dict.fromkeys(r["candidate"] for r in rows))
-        lines = []
-        for (layer, n, k, tokens, outliers), members in groupby(rows, case):
-            cells = {r["candidate"]: _cell(r) for r in members}
-            label = f"{layer}\n\\[{tokens}, {k}] x \\[{k}, {n}], {outliers} outliers"
-            lines.append([label, *(cells.get(name, "") for name in names)])
-        title = f"{done}, weight quantised: {weight}, threads {threads}; time, x fp32 (quartiles), error"
-        print_table(title, ["", *names], lines)
+        rows: list[list[str] | None] = []
+        for (layer, n, k, tokens, outliers), members in groupby(chosen, case):
+            labels = chain(
+                [layer, f"\\[{tokens}, {k}] x \\[{k}, {n}]", f"{outliers} outliers"], repeat("")
+            )
+            rows += [[label, *_linear_cells(r)] for label, r in zip(labels, members)]
+            rows.append(None)
+        names = {"forward": "forward", "both": "forward + backward"}
+        title = f"{names[done]}, weight quantised: {WEIGHTS[weight]}, threads {threads}"
+        print_table(title, ["", "candidate", "time", "x fp32 (quartiles)", "error"], rows)
 
 
-def _cell(result: Result) -> str:
+def _linear_cells(result: Result) -> list[str]:
     error = max([result["error"], *result["gradient_errors"]])
-    lines = [seconds(result["seconds"]["median"])]
-    if result["candidate"] != "fp32":
-        lines += [times(result["speed_against_fp32"]), f"[dim]{error * 100:.2g} %[/]"]
-    return "\n".join(lines)
+    shown = "" if result["candidate"] == "fp32" else f"{error * 100:.2g} %"
+    speed = times(result["speed_against_fp32"])
+    return [result["candidate"], seconds(result["seconds"]["median"]), speed, shown]
 
 
 def gemm_table(results: Sequence[Result]) -> None:
     """Print a line for each shape and candidate."""
-    rows = []
+    rows: list[list[str] | None] = []
     for r in results:
         shape = f"\\[{r['m']}, {r['k']}] x \\[{r['k']}, {r['n']}]"
-        ratios = [
-            times(r[key]) if r.get(key) else ""
-            for key in ("speed_against_fp32", "speed_against_int_mm")
-        ]
-        shares = [percent(r.get(key)) for key in ("share_of_peak", "share_of_tile")]
+        ratios = [times(r[f"speed_against_{name}"]) for name in ("fp32", "int_mm")]
+        shares = [percent(r[f"share_of_{name}"]) for name in ("peak", "tile")]
         first = [r["layer"], shape, str(r["outliers"]), str(r["threads"]), r["candidate"]]
         rows.append([*first, f"{r['gops']:.0f}", *shares, *ratios])
     columns = ["layer", "shape", "outliers", "threads", "candidate", "GOP/s", "of peak", "of tile"]
@@ -89,7 +90,7 @@ def gemm_table(results: Sequence[Result]) -> None:
 
 def step_table(results: Sequence[Result]) -> None:
     """Print a line for each model and arm."""
-    rows = []
+    rows: list[list[str] | None] = []
     for r in results:
         memory = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / MEBI:.0f}"
         model = f"{r['model']}, dropout {r['dropout']}, threads {r['threads']}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from int8tile import _core, reference
@@ -150,3 +151,36 @@ class Saved:
 
 def size_in_bytes(tensors):
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query, self.value = nn.Linear(32, 32), nn.Linear(32, 32, bias=False)
+
+    def forward(self, x):
+        return self.query(x) + self.value(x)
+
+
+class TinyModel(nn.Module):
+    """An embedding, two blocks, adapters and a tied head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(50, 32)
+        self.layers = nn.ModuleList([Attention(), Attention()])
+        self.lora_A = nn.Linear(32, 4, bias=False)
+        self.lora_B = nn.Linear(4, 32, bias=False)
+        self.norm = nn.LayerNorm(32)
+        self.lm_head = nn.Linear(32, 50, bias=False)
+        self.lm_head.weight = self.embed.weight
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = x + layer(x)
+        x = self.norm(x + self.lora_B(self.lora_A(x)))
+        return self.lm_head(x)
+
+
+TINY_LAYERS = ["layers.0.query", "layers.0.value", "layers.1.query", "layers.1.value"]

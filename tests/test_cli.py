@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -143,12 +144,20 @@ def test_command_line_needs_no_demo_package():
 
 @needs_demo
 def test_finetune_in_its_own_process(tmp_path):
-    command = [sys.executable, "-W", "error", "-m", "int8tile", "finetune", "--arms", "fp32"]
-    options = ["--max-steps", "2", "--max-train", "16", "--batch-size", "8", "--output", "out"]
+    for stem in ("train", "dev"):
+        (tmp_path / f"{stem}.tsv").write_text("sentence\tlabel\ngood\t1\nbad\t0\n")
+    command = [sys.executable, "-W", "error", "-m", "int8tile", "finetune"]
+    options = ["--task", "sst2", "--data", ".", "--arms", "fp32", "--epochs", "2", "--output", "o"]
     done = subprocess.run(
-        [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False
+        [*command, *options],
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "fp32" in done.stdout
+    assert done.stderr == ""
+    assert "fp32: step 2/2" in done.stdout
     assert "saved for backward" in done.stdout
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["arms"]["fp32"]
+    assert json.loads((tmp_path / "o" / "metrics.json").read_text())["arms"]["fp32"]

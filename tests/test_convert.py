@@ -6,67 +6,27 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import int8tile
-from helpers import RecordOps, activations, same
+from helpers import TINY_LAYERS, TinyModel
 from int8tile import ConversionReport, Int8TileConfig
 from int8tile.nn import Int8Linear
-
-
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.query, self.value = nn.Linear(32, 32), nn.Linear(32, 32, bias=False)
-
-    def forward(self, x):
-        return self.query(x) + self.value(x)
-
-
-class Model(nn.Module):
-    """An embedding, two blocks, adapters and a tied head."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(50, 32)
-        self.layers = nn.ModuleList([Attention(), Attention()])
-        self.lora_A = nn.Linear(32, 4, bias=False)
-        self.lora_B = nn.Linear(4, 32, bias=False)
-        self.norm = nn.LayerNorm(32)
-        self.lm_head = nn.Linear(32, 50, bias=False)
-        self.lm_head.weight = self.embed.weight
-
-    def forward(self, ids):
-        x = self.embed(ids)
-        for layer in self.layers:
-            x = x + layer(x)
-        x = self.norm(x + self.lora_B(self.lora_A(x)))
-        return self.lm_head(x)
-
-
-LAYERS = ["layers.0.query", "layers.0.value", "layers.1.query", "layers.1.value"]
-IDS = torch.arange(12).reshape(2, 6)
 
 
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return Model()
-
-
-def classes(model):
-    return {n: type(m) for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-
-
-# --- What is converted
+    return TinyModel()
 
 
 def test_the_defaults_convert_all_but_head_and_adapters(model):
     report = int8tile.convert_(model)
-    assert report.converted == LAYERS
+    assert report.converted == TINY_LAYERS
     assert report.skipped == {
         "lora_A": "its name matches skip pattern '*lora_*'",
         "lora_B": "its name matches skip pattern '*lora_*'",
         "lm_head": "its name matches skip pattern 'lm_head'",
     }
-    assert [n for n, kind in classes(model).items() if kind is Int8Linear] == LAYERS
+    int8 = [n for n, m in model.named_modules() if type(m) is Int8Linear]
+    assert int8 == TINY_LAYERS
 
 
 def test_the_report_prints_what_was_skipped_and_why(model):
@@ -82,7 +42,7 @@ def test_the_report_prints_what_was_skipped_and_why(model):
         ("query", ["layers.0.query", "layers.1.query"]),
         (("layers.0.*", "lora_A"), ["layers.0.query", "layers.0.value", "lora_A"]),
         (["layers.?.value"], ["layers.0.value", "layers.1.value"]),
-        (("*",), [*LAYERS, "lora_A", "lora_B", "lm_head"]),
+        (("*",), [*TINY_LAYERS, "lora_A", "lora_B", "lm_head"]),
     ],
     ids=str,
 )
@@ -103,7 +63,7 @@ def test_filter_fn_decides_per_module_and_name(model):
     report = int8tile.convert_(model, filter_fn=wants)
     assert report.converted == ["layers.0.query", "layers.1.query"]
     assert report.skipped["layers.0.value"] == "filter_fn returned False"
-    assert seen == [(nn.Linear, name) for name in LAYERS]
+    assert seen == [(nn.Linear, name) for name in TINY_LAYERS]
 
 
 def test_a_mapping_gives_each_layer_the_config_of_its_first_match(model):
@@ -114,7 +74,7 @@ def test_a_mapping_gives_each_layer_the_config_of_its_first_match(model):
     assert report.skipped["layers.1.value"] == "no config pattern matches, or it maps to None"
     assert model.layers[0].query.config is first
     assert model.layers[1].query.config is rest
-    nothing = int8tile.convert_(Model(), {"no such layer": first})
+    nothing = int8tile.convert_(TinyModel(), {"no such layer": first})
     assert nothing.converted == []
 
 
@@ -184,87 +144,3 @@ def test_parametrized_and_lazy_layers_are_named():
     report = int8tile.convert_(model)
     assert report.skipped["0"] == "ParametrizedLinear is a subclass of nn.Linear"
     assert report.converted == []
-
-
-# --- In place, and back
-
-
-def test_parameters_ties_and_keys_stay_the_same_objects(model):
-    before = dict(model.named_parameters())
-    keys, modules = list(model.state_dict()), dict(model.named_modules())
-    int8tile.convert_(model, skip=())
-    assert list(model.state_dict()) == keys
-    assert all(p is before[n] for n, p in model.named_parameters())
-    assert all(m is modules[n] for n, m in model.named_modules())
-    assert model.lm_head.weight is model.embed.weight
-
-
-def test_reverting_restores_classes_objects_and_outputs(model):
-    exact, kinds = model(IDS), classes(model)
-    modules = dict(model.named_modules())
-    int8tile.convert_(model)
-    assert not torch.equal(model(IDS), exact)
-    assert int8tile.revert_(model) == LAYERS
-    same(model(IDS), exact)
-    assert classes(model) == kinds
-    assert all(m is modules[n] for n, m in model.named_modules())
-    assert set(vars(model.layers[0].query)) == set(vars(nn.Linear(1, 1)))
-    assert int8tile.revert_(model) == []
-
-
-def test_converting_again_changes_only_the_config(model):
-    int8tile.convert_(model)
-    once = model(IDS)
-    again = int8tile.convert_(model)
-    assert again.converted == LAYERS
-    same(model(IDS), once)
-    int8tile.convert_(model, Int8TileConfig.paper())
-    assert model.layers[0].query.config == Int8TileConfig.paper()
-    assert not torch.equal(model(IDS), once)
-
-
-def test_hooks_survive(model):
-    calls = []
-    query = model.layers[0].query
-    query.register_forward_hook(lambda *_: calls.append("forward"))
-    query.register_full_backward_hook(lambda *_: calls.append("backward"))
-    query.weight.register_post_accumulate_grad_hook(lambda _: calls.append("grad"))
-    int8tile.convert_(model)
-    model(IDS).sum().backward()
-    assert sorted(calls) == ["backward", "forward", "grad"]
-    int8tile.revert_(model)
-    model(IDS)
-    assert calls.count("forward") == 2
-
-
-@pytest.mark.parametrize("fused", [False, True], ids=["adamw", "fused_adamw"])
-def test_an_optimizer_made_before_conversion_trains_the_model(fused, model):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
-    int8tile.convert_(model)
-    losses = []
-    for _ in range(12):
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(IDS).flatten(0, 1), IDS.flatten().roll(1))
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
-
-
-def test_lora_style_adapters_train_on_a_frozen_int8_base():
-    base, down, up = nn.Linear(32, 16), nn.Linear(32, 4, bias=False), nn.Linear(4, 16, bias=False)
-    int8tile.convert_(base.requires_grad_(False))
-    x = activations(20, 32)
-    with RecordOps() as record:
-        (base(x) + up(down(x))).square().sum().backward()
-    assert record.names == ["pack_weight", "linear_forward"]
-    assert base.weight.grad is None
-    assert down.weight.grad is not None
-
-
-def test_training_mode_and_frozen_state_are_kept(model):
-    model.eval().layers[0].requires_grad_(False)
-    int8tile.convert_(model)
-    assert not model.layers[0].query.training
-    assert not model.layers[0].query.weight.requires_grad
-    assert model.layers[1].query.weight.requires_grad

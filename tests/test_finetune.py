@@ -27,6 +27,21 @@ from int8tile.finetune.timing import StepTimer
 from int8tile.finetune.train import total_steps
 
 
+@pytest.fixture(scope="module")
+def tiny_bert(tmp_path_factory):
+    """A random one-layer BERT with the packaged model's tokenizer, as a checkpoint folder."""
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("tiny_bert")
+    AutoTokenizer.from_pretrained(checkpoint.find_model(None)).save_pretrained(folder)
+    config = BertConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128
+    )
+    with checkpoint.quiet():
+        BertForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
 def write_task(folder, stems, text):
     folder.mkdir()
     for stem in ("train", *stems):
@@ -270,10 +285,10 @@ def test_tiny_run_end_to_end(tmp_path):
     assert torch.get_num_threads() == threads
 
 
-def test_two_runs_agree(tmp_path):
+def test_two_runs_agree(tmp_path, tiny_bert):
     rows = "".join(f"a film of {i}\t{i % 2}\n" for i in range(16))
     write_task(tmp_path / "glue", ["dev"], "sentence\tlabel\n" + rows)
-    common = {"task": "sst2", "data": tmp_path / "glue", "epochs": 2.0, "batch_size": 8}
+    common = {"model": tiny_bert, "task": "sst2", "data": tmp_path / "glue", "batch_size": 8}
     arms_run = ("fp32", "int8-split")
     first = run(Settings(**common, arms=arms_run, output=tmp_path / "a"))
     again = run(Settings(**common, arms=arms_run[::-1], output=tmp_path / "b"))
@@ -282,26 +297,26 @@ def test_two_runs_agree(tmp_path):
         assert first.arms[arm].loss == again.arms[arm].loss
 
 
-def test_regression_run(tmp_path):
+def test_regression_run(tmp_path, tiny_bert):
     rows = "".join(f"a film of {i}\tthe film {i % 7}\t{i % 6}\n" for i in range(24))
     write_task(tmp_path / "glue", ["dev"], "sentence1\tsentence2\tscore\n" + rows)
     run(
         Settings(
-            task="stsb", data=tmp_path / "glue", arms=("bf16", "paper-split"), max_steps=2,
-            batch_size=8, output=tmp_path / "out",
+            model=tiny_bert, task="stsb", data=tmp_path / "glue", arms=("bf16", "paper-split"),
+            max_steps=2, batch_size=8, output=tmp_path / "out",
         )
     )  # fmt: skip
     check_run(tmp_path / "out", ["bf16", "paper-split"], ["pearson", "spearman"])
 
 
-def test_mnli_run_reports_both_sets(tmp_path):
+def test_mnli_run_reports_both_sets(tmp_path, tiny_bert):
     rows = "".join(f"a {i}\tb {i}\t{i % 3}\n" for i in range(16))
     write_task(
         tmp_path / "glue", ["dev_matched", "dev_mismatched"], "premise\thypothesis\tlabel\n" + rows
     )
     settings = Settings(
-        task="mnli", data=tmp_path / "glue", arms=("int8",), max_steps=1, batch_size=4,
-        output=tmp_path / "out",
+        model=tiny_bert, task="mnli", data=tmp_path / "glue", arms=("int8",),
+        max_steps=1, batch_size=4, output=tmp_path / "out",
     )  # fmt: skip
     run(settings)
     check_run(tmp_path / "out", ["int8"], ["accuracy", "accuracy_mismatched"])

@@ -28,9 +28,9 @@ def check(*operands, isa, threads=1):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2], ids=["m", "n", "k"])
-def test_ragged_shapes_are_exact(isa, threads, axis, rng):
+def test_ragged_shapes_are_exact(isa, axis, rng):
     for m, n, k in ragged(rng, axis, 3, most=40):
-        check(integers(rng, m, k), integers(rng, n, k), isa=isa, threads=threads)
+        check(integers(rng, m, k), integers(rng, n, k), isa=isa, threads=1 + m % 2)
 
 
 def test_ragged_high_columns_are_exact(isa, rng):

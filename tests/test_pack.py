@@ -15,11 +15,11 @@ from cases import (
     ragged,
     store,
 )
-from core import forward, grad_input, pack_weight, unpack
+from core import DEFAULT, forward, grad_input, pack_weight, unpack
 from int8tile import _core, reference
 
 
-def check_weight(w, options=Options(), *, isa, threads=1):  # noqa: B008
+def check_weight(w, options=DEFAULT, *, isa, threads=1):
     """Both orders: rows of w as panel rows, and, for grad_input, columns of w."""
     n, k = w.shape
     for transposed, shape in ((False, (n, k)), (True, (k, n))):
@@ -29,7 +29,7 @@ def check_weight(w, options=Options(), *, isa, threads=1):  # noqa: B008
         np.testing.assert_array_equal(unpack(packed.panels, *shape, isa), q)
 
 
-def check_saved(x, options=Options(), *, isa, threads=1, columns=4):  # noqa: B008
+def check_saved(x, options=DEFAULT, *, isa, threads=1, columns=4):
     """What forward keeps of x: panels with tokens innermost, low limbs at the outlier columns."""
     m, k = x.shape
     w = np.ones((columns, k), np.float32)

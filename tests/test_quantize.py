@@ -17,14 +17,14 @@ from cases import (
     ragged,
     store,
 )
-from core import capacity_of, quantize, quantize_split
+from core import DEFAULT, capacity_of, quantize, quantize_split
 from int8tile import _core, reference
 
 BITS = range(8, 16)
 ODD = Options(rounding="stochastic", seed=-3)
 
 
-def check(x, fold=None, options=Options(), gemm_id=0, **run):  # noqa: B008
+def check(x, fold=None, options=DEFAULT, gemm_id=0, **run):
     """Per row and, transposed, per column."""
     for transposed in (False, True):
         q, scale = quantize(x, fold, options, gemm_id=gemm_id, transposed=transposed, **run)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from numbers import Integral, Real
 from typing import Any
 
 GRANULARITIES = ("row", "tensor")
@@ -23,6 +24,10 @@ def check_options(
     rounding: str = "nearest",
 ) -> None:
     """Raise ValueError, in the name of `who`, for an option outside its range."""
+    if threshold is not None and not isinstance(threshold, Real):
+        raise TypeError(f"{who}: threshold must be None or a number; got {threshold!r}")
+    if not isinstance(outlier_bits, Integral):
+        raise TypeError(f"{who}: outlier_bits must be an int; got {outlier_bits!r}")
     if threshold is not None and not (threshold >= 0 and math.isfinite(threshold)):
         raise ValueError(f"{who}: threshold must be None or finite and >= 0; got {threshold}")
     if not MIN_OUTLIER_BITS <= outlier_bits <= MAX_OUTLIER_BITS:
@@ -85,6 +90,10 @@ class Int8TileConfig:
             self.scale,
             self.grad_rounding,
         )
+        if not isinstance(self.outlier_capacity, (Integral, type(None))):
+            raise TypeError(
+                f"{who}: outlier_capacity must be None or an int; got {self.outlier_capacity!r}"
+            )
         if self.outlier_capacity is not None and self.outlier_capacity < 0:
             raise ValueError(
                 f"{who}: outlier_capacity must be None or >= 0; got {self.outlier_capacity}"

@@ -42,7 +42,7 @@ def run(settings: Settings, console: Console | None = None) -> RunResult:
     check_demo_extra(settings)
     from rich.console import Console
 
-    from int8tile.finetune import environment, report
+    from int8tile.finetune import checkpoint, environment, report
     from int8tile.finetune.output import check_writable, staging
     from int8tile.finetune.progress import ProgressBars
     from int8tile.finetune.train import train_arm
@@ -75,8 +75,9 @@ def run(settings: Settings, console: Console | None = None) -> RunResult:
             result = RunResult(arms, metric_name, facts, settings.arguments())
             report.write_json(result, folder / "metrics.json")
             report.draw_curves(result, folder / "curves.png")
-            model.save_pretrained(folder / "model")
-            inputs.tokenizer.save_pretrained(folder / "model")
+            with checkpoint.quiet():
+                model.save_pretrained(folder / "model")
+                inputs.tokenizer.save_pretrained(folder / "model")
     console.print(report.table(result))
     console.print(f"written to {settings.output}: metrics.json, curves.png, model", soft_wrap=True)
     return result

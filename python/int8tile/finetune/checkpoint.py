@@ -72,7 +72,7 @@ def load_tokenizer(source: str, max_length: int) -> PreTrainedTokenizerBase:
     Raises:
         UsageError: It cannot be loaded, or the model takes fewer tokens.
     """
-    with _quiet(), _as_usage_error(source):
+    with quiet(), _as_usage_error(source):
         tokenizer = AutoTokenizer.from_pretrained(source)
     if max_length > tokenizer.model_max_length:
         raise UsageError(
@@ -102,7 +102,7 @@ def load_model(
         UsageError: It cannot be loaded.
     """
     labels = dict(enumerate(data.labels or ("score",)))
-    with _quiet(), _as_usage_error(source):
+    with quiet(), _as_usage_error(source):
         set_seed(seed)
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             source,
@@ -149,8 +149,8 @@ def _as_usage_error(source: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' loading bar and its report of the new classifier."""
+def quiet() -> Iterator[None]:
+    """Silence transformers' bars for files and its report of the new classifier."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

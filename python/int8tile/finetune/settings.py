@@ -57,7 +57,7 @@ class Settings:
     max_train: int | None = None
     epochs: float = 2.0
     batch_size: int = 32
-    lr: float = 2e-4
+    lr: float = 5e-4
     seed: int = 0
     max_length: int = 128
     threads: int | None = None

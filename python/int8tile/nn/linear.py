@@ -52,6 +52,14 @@ class FrozenWeightCache:
         return entry[1]
 
 
+def _checked(config: Int8TileConfig | None) -> Int8TileConfig:
+    if config is not None and not isinstance(config, Int8TileConfig):
+        raise TypeError(
+            f"int8tile.nn.Int8Linear: config must be an Int8TileConfig; got {type(config).__name__}"
+        )
+    return config or Int8TileConfig()
+
+
 class Int8Linear(nn.Linear):
     """y = x @ w.T + bias in int8, forward and backward, on the parameters of an nn.Linear.
 
@@ -80,7 +88,7 @@ class Int8Linear(nn.Linear):
         config: Int8TileConfig | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.config = config or Int8TileConfig()
+        self.config = _checked(config)
 
     @classmethod
     def from_linear(cls, module: nn.Linear, config: Int8TileConfig | None = None) -> Int8Linear:
@@ -98,9 +106,10 @@ class Int8Linear(nn.Linear):
                 f"int8tile.nn.Int8Linear.from_linear: module must be an nn.Linear; "
                 f"got {type(module).__name__}"
             )
+        config = _checked(config)
         module.__class__ = cls
         assert isinstance(module, cls)
-        module.config = config or Int8TileConfig()
+        module.config = config
         module.invalidate()
         return module
 
@@ -137,7 +146,9 @@ class Int8Linear(nn.Linear):
             )
             return traced
         cache = None
-        if not self.weight.requires_grad:
+        if self.weight.requires_grad:
+            self.invalidate()
+        else:
             cache = self.__dict__.get("_cache")
             if cache is None:
                 cache = self.__dict__["_cache"] = FrozenWeightCache()

@@ -6,11 +6,12 @@ is a composite over it, so that it trains when called directly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, Protocol
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from int8tile.config import check_options
 from int8tile.ops import schema
@@ -34,7 +35,31 @@ def _draw_seed(rounding: str, device: torch.device) -> torch.Tensor | None:
 
 
 def _matrix(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
+    # The number of rows is spelled out: -1 is ambiguous where the last dimension is 0.
+    rows = math.prod(tensor.shape[:-1])
+    return tensor if tensor.dim() == 2 else tensor.reshape(rows, tensor.shape[-1])
+
+
+def _once_differentiable(
+    backward: Callable[..., tuple[torch.Tensor | None, ...]],
+) -> Callable[..., tuple[torch.Tensor | None, ...]]:
+    # torch's own once_differentiable looks at grad_output only, so a penalty on a gradient would
+    # silently lose its derivative by the weight and the input.
+    @wraps(backward)
+    def wrapper(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return results
+        refuse = torch._C._functions.DelayedError(
+            b"int8tile::linear: differentiable once; a gradient was to be differentiated again",
+            len(results),
+        )
+        marked: Any = [r if r is None else r.requires_grad_() for r in results]
+        refused: Any = refuse(*marked)
+        return tuple(refused)
+
+    return wrapper
 
 
 class LinearFunction(torch.autograd.Function):
@@ -51,9 +76,10 @@ class LinearFunction(torch.autograd.Function):
         switches: tuple[bool, bool, bool],
         out_dtype: torch.dtype,
         cache: WeightCache | None,
+        seed: torch.Tensor | None,
     ) -> torch.Tensor:
         """Run the forward GEMM and save what backward needs, int8 where it is int8."""
-        granularity, scale, rounding = scales
+        granularity, scale, _ = scales
         forward_int8, _, grad_weight_int8 = switches
         needs_input, needs_weight = ctx.needs_input_grad[:2]
         x = _matrix(input)
@@ -72,10 +98,10 @@ class LinearFunction(torch.autograd.Function):
                     x, weight[:0], None, *split, granularity, scale, True, out_dtype
                 )
         ctx.scales, ctx.switches, ctx.cache = scales, switches, cache
+        ctx.address = weight.data_ptr() if cache else 0
         ctx.lead = input.shape[:-1]
         ctx.in_features = weight.shape[1]
         ctx.dtypes = (input.dtype, weight.dtype, None if bias is None else bias.dtype)
-        seed = _draw_seed(rounding, x.device) if any(ctx.needs_input_grad[:2]) else None
         float_input = x if needs_weight and not grad_weight_int8 else None
         ctx.save_for_backward(
             weight if needs_input else None, float_input, seed, *(saved if save else ())
@@ -84,7 +110,7 @@ class LinearFunction(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @_once_differentiable
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # noqa: ANN401
         """Gradients of input, weight and bias."""
         weight, float_input, seed, *saved = ctx.saved_tensors
@@ -103,7 +129,7 @@ class LinearFunction(torch.autograd.Function):
                 grad_weight = (g.to(float_input.dtype).t() @ float_input).to(ctx.dtypes[1])
             if needs_bias:
                 grad_bias = g.sum(0, dtype=torch.float32).to(ctx.dtypes[2])
-        return grad_input, grad_weight, grad_bias, None, None, None, None, None
+        return grad_input, grad_weight, grad_bias, None, None, None, None, None, None
 
 
 def _grad_input(
@@ -116,7 +142,9 @@ def _grad_input(
     dtype = ctx.dtypes[0]
     if not ctx.switches[1]:
         return (g @ weight.to(g.dtype)).to(dtype)
-    packed = ctx.cache.get(weight, granularity, scale, True) if ctx.cache else None
+    # Saved-tensor hooks may hand back a copy, whose address and version say nothing.
+    cached = ctx.cache is not None and weight.data_ptr() == ctx.address
+    packed = ctx.cache.get(weight, granularity, scale, True) if cached else None
     result: torch.Tensor = torch.ops.int8tile.linear_grad_input(
         g, weight, granularity, scale, rounding, seed, dtype, *(packed or ())
     )
@@ -164,12 +192,15 @@ def linear(
         got = weight.dtype if weight.dtype != dtype else bias.dtype if bias is not None else None
         raise TypeError(f"{who}: weight and bias must be {dtype} like input; got {got}")
     schema.resolve_capacity(who, int(weight.shape[1]), *split)
+    # Drawn whether or not gradients are wanted: a checkpointed segment runs without them first, and
+    # its recomputation must find torch's generator (dropout!) where the first run had it.
+    seed = _draw_seed(scales[2], input.device) if switches[1] or switches[2] else None
     needs_grad = torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
     if needs_grad or not switches[0]:
         apply: Callable[..., torch.Tensor] = LinearFunction.apply
-        return apply(input, weight, bias, split, scales, switches, dtype, cache)
+        return apply(input, weight, bias, split, scales, switches, dtype, cache, seed)
     packed = cache.get(weight, scales[0], scales[1], False) if cache else None
     output = torch.ops.int8tile.linear_forward(
         _matrix(input), weight, bias, *split, *scales[:2], False, dtype, *(packed or ())

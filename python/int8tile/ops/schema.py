@@ -83,6 +83,11 @@ def resolve_capacity(
         ValueError: the capacity exceeds the features or could overflow int32 sums.
     """
     if capacity is not None:
+        if capacity < 0:  # -1 asks the planner for its default
+            raise ValueError(
+                f"{who}: outlier_capacity must be 0..{features} (the input features); "
+                f"got {capacity}"
+            )
         try:
             _core.plan(0, 0, features, capacity, bits, 1)
         except ValueError as error:
@@ -116,7 +121,23 @@ def check_linear(
     _check_device(who, input, weight=weight, bias=bias)
 
 
-def _check_seed(who: str, rounding: str, seed: torch.Tensor | None) -> None:
+def _check_out_dtype(who: str, dtype: torch.dtype | None) -> None:
+    if dtype is not None and dtype not in DTYPE_CODES:
+        raise TypeError(f"{who}: out_dtype must be float32, bfloat16 or float16; got {dtype}")
+
+
+def _check_layout(
+    who: str, name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    # The core reads these by address: a wrong shape would be read past its end.
+    if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
+        raise ValueError(
+            f"{who}: {name} must be contiguous {str(dtype).removeprefix('torch.')} "
+            f"{list(shape)}; got {tensor.dtype} {_shape(tensor)}, strides {tensor.stride()}"
+        )
+
+
+def _check_seed(who: str, rounding: str, seed: torch.Tensor | None, device: torch.device) -> None:
     if rounding != "stochastic":
         return
     if seed is None or seed.dtype != torch.int64 or seed.numel() != 1:
@@ -124,14 +145,18 @@ def _check_seed(who: str, rounding: str, seed: torch.Tensor | None) -> None:
         raise ValueError(
             f"{who}: stochastic rounding needs seed, one int64 value in a tensor; got {got}"
         )
+    if seed.device != device:
+        raise ValueError(f"{who}: seed must be on {device}; got {seed.device}")
 
 
 def _check_packed(
     who: str,
     packed: torch.Tensor | None,
     scale: torch.Tensor | None,
-    shape: tuple[int, int],
+    rows: int,
+    depth: int,
 ) -> None:
+    shape = panel_shape(rows, depth)
     if packed is None and scale is None:
         return
     if (
@@ -139,12 +164,14 @@ def _check_packed(
         or scale is None
         or packed.dtype != torch.uint8
         or tuple(packed.shape) != shape
+        or not packed.is_contiguous()
     ):
         got = None if packed is None else f"{packed.dtype} {_shape(packed)}"
         raise ValueError(
             f"{who}: packed_weight and weight_scale must come together from "
             f"int8tile::pack_weight, uint8 {list(shape)}; got {got}"
         )
+    _check_layout(who, "weight_scale", scale, torch.float32, (rows,))
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -178,9 +205,8 @@ def linear_forward(
     check_linear(who, input, weight, bias)
     m, k = input.shape
     n = weight.shape[0]
-    if out_dtype is not None and out_dtype not in DTYPE_CODES:
-        raise TypeError(f"{who}: out_dtype must be float32, bfloat16 or float16; got {out_dtype}")
-    _check_packed(who, packed_weight, weight_scale, panel_shape(n, k))
+    _check_out_dtype(who, out_dtype)
+    _check_packed(who, packed_weight, weight_scale, n, k)
     capacity = resolve_capacity(who, int(k), threshold, outlier_bits, outlier_capacity)
     empty = input.new_empty
     return (
@@ -210,14 +236,15 @@ def linear_grad_input(
     _check_matrix(who, grad_output=grad_output, weight=weight)
     _check_float(who, grad_output=grad_output, weight=weight)
     _check_device(who, grad_output, weight=weight)
-    _check_seed(who, rounding, seed)
+    _check_seed(who, rounding, seed, grad_output.device)
+    _check_out_dtype(who, out_dtype)
     if grad_output.shape[1] != weight.shape[0]:
         raise ValueError(
             f"{who}: weight must be [{grad_output.shape[1]}, k] to match grad_output "
             f"{_shape(grad_output)}; got {_shape(weight)}"
         )
     n, k = weight.shape
-    _check_packed(who, packed_weight, weight_scale, panel_shape(k, n))
+    _check_packed(who, packed_weight, weight_scale, k, n)
     return grad_output.new_empty((grad_output.shape[0], k), dtype=out_dtype or grad_output.dtype)
 
 
@@ -241,7 +268,8 @@ def linear_grad_weight(
     check_options(who, None, 12, granularity, scale, rounding)
     _check_matrix(who, grad_output=grad_output)
     _check_float(who, grad_output=grad_output)
-    _check_seed(who, rounding, seed)
+    _check_seed(who, rounding, seed, grad_output.device)
+    _check_out_dtype(who, out_dtype)
     m, n = grad_output.shape
     wanted = panel_shape(in_features, m)
     if saved_input.dtype != torch.uint8 or tuple(saved_input.shape) != wanted:
@@ -250,8 +278,16 @@ def linear_grad_weight(
             f"[{m}, {in_features}], uint8 {list(wanted)}; got {saved_input.dtype} "
             f"{_shape(saved_input)}"
         )
-    if input_scale.shape[0] != m:
-        raise ValueError(f"{who}: input_scale must be [{m}]; got {_shape(input_scale)}")
+    capacity = outlier_index.numel()
+    limbs = panel_shape(capacity, m) if capacity else (0, 0)
+    for name, tensor, dtype, shape in (
+        ("saved_input", saved_input, torch.uint8, wanted),
+        ("input_scale", input_scale, torch.float32, (m,)),
+        ("outlier_index", outlier_index, torch.int32, (capacity,)),
+        ("saved_limbs", saved_limbs, torch.uint8, limbs),
+        ("outlier_count", outlier_count, torch.int32, (2,)),
+    ):
+        _check_layout(who, name, tensor, dtype, shape)
     return (
         grad_output.new_empty((n, in_features), dtype=out_dtype or grad_output.dtype),
         grad_output.new_empty((n if with_bias else 0,), dtype=torch.float32),
@@ -287,7 +323,7 @@ def quantize(
     check_options(who, None, 12, granularity, scale, rounding)
     _check_matrix(who, input=input)
     _check_float(who, input=input)
-    _check_seed(who, rounding, seed)
+    _check_seed(who, rounding, seed, input.device)
     rows, cols = input.shape
     if fold is not None and (fold.dtype != torch.float32 or tuple(fold.shape) != (rows,)):
         raise ValueError(
