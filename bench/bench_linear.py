@@ -109,6 +109,9 @@ def measure(
             "candidate": name,
             "seconds": timing.spread().json(),
             "speed_against_fp32": timing.speed_against(timings["fp32"]).json(),
+            "speed_against_int8": timing.speed_against(timings["int8"]).json()
+            if "int8" in timings
+            else None,
             "gops": gemms * operations / timing.spread().median / 1e9,
             "error": errors[name][0],
             "gradient_errors": errors[name][1:],

@@ -62,7 +62,7 @@ def check(training: Training, arm: str, wanted: tuple[float, torch.Tensor]) -> d
 
 
 def measure(
-    setup: Setup, arms: list[str], threads: int, budget: float, memory: bool
+    setup: Setup, arms: list[str], threads: int, budget: float, weighed: list[str]
 ) -> Iterator[dict[str, Any]]:
     """Check the arms, then time their steps in alternation on one model.
 
@@ -71,7 +71,7 @@ def measure(
         arms: Some of `ARMS`, "fp32" among them.
         threads: CPU threads.
         budget: Seconds of timed rounds.
-        memory: Whether to measure peak memory, in a fresh process for each arm.
+        weighed: Arms whose peak memory is measured, each in a fresh process.
 
     Returns:
         A record for each arm.
@@ -80,7 +80,7 @@ def measure(
         CheckError: An arm computes something else than it should.
     """
     torch.set_num_threads(threads)
-    peaks = {arm: peak_bytes(setup, arm, threads) if memory else None for arm in arms}
+    peaks = {arm: peak_bytes(setup, arm, threads) for arm in weighed}
     training = Training(setup)
     wanted = training.gradients("fp32")
     facts = {arm: check(training, arm, wanted) for arm in arms}
@@ -105,7 +105,7 @@ def measure(
             "seconds": timing.spread().json(),
             "tokens_per_second": tokens / timing.spread().median,
             "speed_against_fp32": timing.speed_against(timings["fp32"]).json(),
-            "peak_bytes": peaks[arm],
+            "peak_bytes": peaks.get(arm),
             "saved_bytes": saved[arm],
             "saved_against_fp32": saved[arm] / saved["fp32"],
             **facts[arm],
@@ -140,13 +140,14 @@ def main(
         for rate in parsed("dropout", choices, dropout, DROPOUTS)
         if model not in WITHOUT_DROPOUT or rate == "off"
     ]
+    weighed = (chosen if smoke else wanted) if memory else []
     facts = environment(counts)
     results: list[dict[str, Any]] = []
     with progress(len(cases)) as step:
-        for number, (setup, count) in enumerate(cases):
+        for setup, count in cases:
             step(f"{setup}, {count} threads")
-            peaks = memory and (not smoke or number == 0)
-            results += measure(setup, wanted, count, budget, peaks)
+            results += measure(setup, wanted, count, budget, weighed)
+            weighed = [] if smoke else weighed
     print_head(facts, {})
     step_table(results)
     write_json(json, "step", arguments, facts, results, {})

@@ -101,7 +101,7 @@ def roofline(results: Sequence[Result], environment: Mapping[str, Any]) -> Figur
         axes.plot([low, high], [low * bandwidth, high * bandwidth], color="black", lw=1)
     axes.annotate(f"copy {bandwidth:.0f} GB/s", (low, low * bandwidth), va="bottom")
     axes.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="GOP/s")
-    axes.set_title(f"GEMM on ready operands, {threads} threads")
+    axes.set_title(f"GEMM on ready operands, threads {threads}")
     axes.legend()
     return figure
 
@@ -116,14 +116,15 @@ def peers(results: Sequence[Result], environment: Mapping[str, Any]) -> Figure:
             for place, name in enumerate(_names(rows)):
                 found = [r for r in rows if r["layer"] == label and r["candidate"] == name]
                 speed = _geometric_mean(r["speed_against_fp32"]["median"] for r in found)
-                at, width = place + 0.4 * (number - 0.5), 0.8 / len(labels)
-                axes.barh(at, speed, width, color=_color(name), alpha=1 - 0.35 * number)
+                width = 0.8 / len(labels)
+                at = place + width * (number - (len(labels) - 1) / 2)
+                axes.barh(at, speed, width, color=_color(name), alpha=0.65**number)
                 axes.annotate(f" {speed:.2f}", (speed, at), va="center", fontsize=7)
         axes.axvline(1, color="black", lw=0.8)
         axes.set_yticks(range(len(_names(rows))), _names(rows))
         axes.invert_yaxis()
         axes.set(title=title, xlabel="times float32's speed")
-    figure.suptitle(f"dark: {labels[0]}; light: {labels[-1]}; {environment['cpu']}")
+    figure.suptitle(f"from dark to light: {', '.join(labels)}; {environment['cpu']}")
     return figure
 
 
@@ -148,22 +149,22 @@ def tokens(results: Sequence[Result], environment: Mapping[str, Any]) -> Figure:
 def outliers(results: Sequence[Result], environment: Mapping[str, Any]) -> Figure:
     """Draw the time of a split against the same call without one, by outlier columns."""
     figure, panels = _figure(2, 2, (12, 8))
+    columns = sorted({r["outliers"] for r in results})
     for axes, (done, weight, title) in zip(panels, PANELS, strict=True):
         rows = [r for r in results if (r["pass"], r["weight"]) == (done, weight)]
         for style, label in zip(("-", "--"), _names(rows, "layer"), strict=False):
-            time = {
-                (r["candidate"], r["outliers"]): r["seconds"]["median"]
-                for r in rows
-                if r["layer"] == label
-            }
-            columns = sorted({count for _, count in time})
             for name in [name for name in _names(rows) if name not in ("fp32", "int8")]:
-                cost = [time[name, count] / time["int8", count] for count in columns]
+                line = [r for r in rows if (r["layer"], r["candidate"]) == (label, name)]
+                x = [r["outliers"] for r in line]
+                cost = [1 / r["speed_against_int8"]["median"] for r in line]
                 legend = f"{name}, {label}"
-                axes.plot(columns, cost, style, marker="o", ms=4, label=legend, color=_color(name))
+                axes.plot(x, cost, style, marker="o", ms=4, label=legend, color=_color(name))
+        if done == "forward":  # two more products for each outlier column
+            extra = [1 + 2 * count / results[0]["k"] for count in columns]
+            axes.plot(columns, extra, ":", color="black", label="its multiplications alone")
         axes.set(title=title, xlabel="outlier columns", ylabel="time / int8 without a split")
         axes.set_xscale("symlog", linthresh=4)
-        axes.set_yscale("log")
+        axes.set_xticks(columns, [str(count) for count in columns])
         axes.legend(fontsize=7)
     figure.suptitle(f"the cost of keeping outliers apart; {environment['cpu']}")
     return figure

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import int8tile
 from int8tile import Int8TileConfig
-from int8tile.finetune.checkpoint import find_model
 
 ARMS = ("fp32", "bf16", "int8", "int8-split")
 MODELS = ("bert-base", "minilm", "llama")
@@ -76,6 +75,8 @@ def _bert(smoke: bool) -> nn.Module:
 def _minilm(smoke: bool) -> nn.Module:
     from transformers import BertForSequenceClassification
     from transformers.utils import logging
+
+    from int8tile.finetune.checkpoint import find_model
 
     logging.set_verbosity_error()  # the new classifier is reported otherwise
     logging.disable_progress_bar()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, groupby, repeat
+from itertools import groupby, zip_longest
 from typing import Any
 
 from rich.table import Table
@@ -58,10 +58,9 @@ def linear_tables(results: Sequence[Result]) -> None:
     for (done, weight, threads), chosen in groupby(results, group):
         rows: list[list[str] | None] = []
         for (layer, n, k, tokens, outliers), members in groupby(chosen, case):
-            labels = chain(
-                [layer, f"\\[{tokens}, {k}] x \\[{k}, {n}]", f"{outliers} outliers"], repeat("")
-            )
-            rows += [[label, *_linear_cells(r)] for label, r in zip(labels, members)]
+            labels = [layer, f"\\[{tokens}, {k}] x \\[{k}, {n}]", f"{outliers} outliers"]
+            for label, r in zip_longest(labels, members, fillvalue=None):
+                rows.append([label or "", *(_linear_cells(r) if r else [])])
             rows.append(None)
         names = {"forward": "forward", "both": "forward + backward"}
         title = f"{names[done]}, weight quantised: {WEIGHTS[weight]}, threads {threads}"

@@ -17,7 +17,7 @@ from typing import Any
 MIN_ROUNDS = 5
 MAX_ROUNDS = 200
 SLOW_ROUNDS = 3  # what a candidate gets that alone would use up the budget
-SAMPLE_SECONDS = 0.002  # shorter calls are repeated until a sample lasts this long
+SAMPLE_SECONDS = 0.01  # shorter calls are repeated until a sample lasts this long
 
 
 @dataclass(frozen=True)

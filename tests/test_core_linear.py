@@ -30,10 +30,10 @@ def layer(rng, m, n, k, outliers=3, size=40.0):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", ALL_OPTIONS, ids=str)
-def test_every_option_and_dtype_matches(isa, threads, options, dtype, rng):
+def test_every_option_and_dtype_matches(isa, options, dtype, rng):
     x, w, g = (store(a, dtype) for a in layer(rng, 61, 75, 90))
     bias = store(normal(rng, 75), dtype)
-    result = assert_matches_reference(x, w, g, bias, options, isa=isa, threads=threads, out=dtype)
+    result = assert_matches_reference(x, w, g, bias, options, isa=isa, threads=2, out=dtype)
     assert result.found == 3
 
 
@@ -69,7 +69,7 @@ def drawn_options(rng):
     )
 
 
-@pytest.mark.parametrize("draw", range(25))
+@pytest.mark.parametrize("draw", range(16))
 def test_random_layers_match(isa, draw, rng):
     """Shapes, options, dtypes and outliers drawn together; some rows are zero."""
     m, n, k = (int(s) for s in rng.integers(1, 160, 3))

@@ -21,6 +21,7 @@ from int8tile.finetune import (
     output,
     run,
 )
+from int8tile.finetune.quiet import quiet
 from int8tile.finetune.results import ArmResult
 from int8tile.finetune.stress import COLUMNS, Stress
 from int8tile.finetune.timing import StepTimer
@@ -37,7 +38,7 @@ def tiny_bert(tmp_path_factory):
     config = BertConfig(
         hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128
     )
-    with checkpoint.quiet():
+    with quiet():
         BertForSequenceClassification(config).save_pretrained(folder)
     return str(folder)
 

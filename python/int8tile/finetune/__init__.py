@@ -42,15 +42,17 @@ def run(settings: Settings, console: Console | None = None) -> RunResult:
     check_demo_extra(settings)
     from rich.console import Console
 
-    from int8tile.finetune import checkpoint, environment, report
+    from int8tile.finetune import environment, report
     from int8tile.finetune.output import check_writable, staging
     from int8tile.finetune.progress import ProgressBars
+    from int8tile.finetune.quiet import quiet
     from int8tile.finetune.train import train_arm
 
     console = console or Console(quiet=True)
     check_writable(settings.output)
     with _threads(settings.threads):
-        inputs = _prepare(settings)
+        with console.status("reading the data and the model"):
+            inputs = _prepare(settings)
         sizes = {name: len(rows) for name, rows in inputs.evaluation.items()}
         console.print(
             f"[bold]{settings.task}[/]: {len(inputs.train)} examples to train, "
@@ -64,6 +66,11 @@ def run(settings: Settings, console: Console | None = None) -> RunResult:
                 for arm in settings.arms:
                     callback = progress.callback(arm)
                     arms[arm], model = train_arm(arm, inputs, str(folder), [callback])
+                    if arm == settings.arms[-1]:
+                        with quiet():
+                            model.save_pretrained(folder / "model")
+                            inputs.tokenizer.save_pretrained(folder / "model")
+                    del model  # before the next one is loaded
             data = {
                 "metric": metric_name,
                 "train_examples": len(inputs.train),
@@ -75,9 +82,6 @@ def run(settings: Settings, console: Console | None = None) -> RunResult:
             result = RunResult(arms, metric_name, facts, settings.arguments())
             report.write_json(result, folder / "metrics.json")
             report.draw_curves(result, folder / "curves.png")
-            with checkpoint.quiet():
-                model.save_pretrained(folder / "model")
-                inputs.tokenizer.save_pretrained(folder / "model")
     console.print(report.table(result))
     console.print(f"written to {settings.output}: metrics.json, curves.png, model", soft_wrap=True)
     return result

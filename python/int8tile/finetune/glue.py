@@ -145,9 +145,12 @@ def load_hub(name: str) -> TaskData:
     """
     import datasets
 
+    from int8tile.finetune.quiet import quiet
+
     task = TASKS[name]
     try:
-        splits = datasets.load_dataset(HUB_DATASET, name)
+        with quiet():
+            splits = datasets.load_dataset(HUB_DATASET, name)
     except Exception as error:  # the hub client raises a dozen unrelated types when offline
         raise UsageError(
             f"int8tile finetune: cannot load {HUB_DATASET} ({name}) from the Hugging Face hub; "

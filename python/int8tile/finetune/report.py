@@ -81,15 +81,11 @@ def draw_curves(result: RunResult, file: Path) -> None:
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2)
     for arm, each in result.arms.items():
-        width = 2.4 if arm == BASELINE else 1.6
-        style = {"color": COLORS[arm], "label": arm, "linewidth": width, "alpha": 0.85}
-        left.plot(*zip(*each.train_curve, strict=True), **style)
-        right.plot(*zip(*each.eval_curve, strict=True), marker="o", markersize=4, **style)
-        step, value = each.eval_curve[-1]
-        right.annotate(
-            f"{value:.3f}", (step, value), (6, 0), textcoords="offset points", fontsize=8,
-            color=COLORS[arm], va="center",
-        )  # fmt: skip
+        style = {"color": COLORS[arm], "linewidth": 2.4 if arm == BASELINE else 1.6, "alpha": 0.85}
+        left.plot(*zip(*each.train_curve, strict=True), label=arm, **style)
+        name = f"{arm}: {each.metric:.3f}"  # the last point
+        right.plot(*zip(*each.eval_curve, strict=True), label=name, marker="o", ms=4, **style)
+    left.set_ylim(bottom=0)
     _finish(left, "Training loss", "loss")
     _finish(right, f"Evaluation {result.metric_name}", result.metric_name)
     arguments = result.arguments
@@ -102,6 +98,7 @@ def draw_curves(result: RunResult, file: Path) -> None:
 
 def _finish(axes: Axes, title: str, label: str) -> None:
     axes.set_title(title)
+    axes.set_xlim(left=0)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.grid(visible=True, alpha=0.25)
