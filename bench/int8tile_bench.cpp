@@ -85,7 +85,6 @@ void run_linear(benchmark::State& state, int64_t m, Layer layer, int64_t outlier
   ForwardArgs args;
   args.input = view(x, m, layer.k);
   args.weight = view(w, layer.n, layer.k);
-  args.out_features = layer.n;
   if (frozen) args.packed = {panels.data(), weight_scale.data()};
   args.split = {5.0f, 12, outliers};
   args.input_scale = scale.data();

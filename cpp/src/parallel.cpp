@@ -27,10 +27,12 @@ void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t, 
 
 Arena::Arena(int64_t bytes) {
   const auto size = static_cast<std::size_t>(round_up(std::max<int64_t>(bytes, 1), kAlignment));
-  block_.reset(static_cast<char*>(std::aligned_alloc(kAlignment, size)));
+  block_ = static_cast<char*>(std::aligned_alloc(kAlignment, size));
   if (!block_) throw std::bad_alloc();
 }
 
-void Arena::Free::operator()(char* block) const { std::free(block); }
+Arena::~Arena() {
+  if (owned_) std::free(block_);
+}
 
 }  // namespace int8tile

@@ -69,7 +69,6 @@ std::pair<int, int> forward(const Matrix& input, const Matrix& weight, const Mat
   ForwardArgs args;
   args.input = view(input);
   args.weight = view(weight);
-  args.out_features = args.weight.rows;
   args.bias = view(bias);
   args.packed = {pointer<const uint8_t>(packed), pointer<const float>(packed_scale)};
   args.split = {threshold, outlier_bits, capacity};
@@ -82,6 +81,42 @@ std::pair<int, int> forward(const Matrix& input, const Matrix& weight, const Mat
   const py::gil_scoped_release release;
   const OutlierCounts counts = linear_forward(args, cpu);
   return {counts.found, counts.overflow};
+}
+
+std::pair<int, int> quantize_input_into(const Matrix& input, float threshold, int outlier_bits,
+                                        int64_t capacity, const std::string& granularity,
+                                        const std::string& scale, Address saved_regular,
+                                        Address saved_high, Address block, Address input_scale,
+                                        Address index, int threads, const std::string& isa) {
+  QuantizeInputArgs args;
+  args.input = view(input);
+  args.split = {threshold, outlier_bits, capacity};
+  args.spec = spec_of(granularity, scale);
+  args.saved = {pointer<uint8_t>(saved_regular), pointer<uint8_t>(saved_high)};
+  args.to = {pointer<void>(block), pointer<float>(input_scale), pointer<int32_t>(index)};
+  const CpuFacts cpu = cpu_facts(threads, isa);
+  const py::gil_scoped_release release;
+  const OutlierCounts counts = quantize_input(args, cpu);
+  return {counts.found, counts.overflow};
+}
+
+void multiply(Address block, Address input_scale, Address index, int64_t capacity, int64_t outliers,
+              const Matrix& weight, const Matrix& bias, Address packed, Address packed_scale,
+              const std::string& granularity, const std::string& scale, const Matrix& out,
+              int threads, const std::string& isa) {
+  MultiplyArgs args;
+  args.rows = std::get<2>(out);
+  args.input = {pointer<void>(block), pointer<float>(input_scale), pointer<int32_t>(index)};
+  args.capacity = capacity;
+  args.outliers = outliers;
+  args.weight = view(weight);
+  args.packed = {pointer<const uint8_t>(packed), pointer<const float>(packed_scale)};
+  args.spec = spec_of(granularity, scale);
+  args.bias = view(bias);
+  args.out = output(out);
+  const CpuFacts cpu = cpu_facts(threads, isa);
+  const py::gil_scoped_release release;
+  linear_multiply(args, cpu);
 }
 
 void grad_input(const Matrix& grad_output, const Matrix& weight, Address packed,
@@ -262,6 +297,20 @@ PYBIND11_MODULE(_core, m) {
         py::arg("capacity"), py::arg("granularity"), py::arg("scale"), py::arg("saved_regular"),
         py::arg("saved_high"), py::arg("input_scale"), py::arg("index"), py::arg("out"),
         py::arg("threads"), py::arg("isa") = "");
+  m.def(
+      "quantized_input_bytes",
+      [](int64_t rows, int64_t k, int64_t capacity) {
+        return quantized_input_bytes(rows, k, capacity, cpu_facts(1));
+      },
+      py::arg("m"), py::arg("k"), py::arg("capacity"));
+  m.def("quantize_input", &quantize_input_into, py::arg("input"), py::arg("threshold"),
+        py::arg("outlier_bits"), py::arg("capacity"), py::arg("granularity"), py::arg("scale"),
+        py::arg("saved_regular"), py::arg("saved_high"), py::arg("block"), py::arg("input_scale"),
+        py::arg("index"), py::arg("threads"), py::arg("isa") = "");
+  m.def("linear_multiply", &multiply, py::arg("block"), py::arg("input_scale"), py::arg("index"),
+        py::arg("capacity"), py::arg("outliers"), py::arg("weight"), py::arg("bias"),
+        py::arg("packed"), py::arg("packed_scale"), py::arg("granularity"), py::arg("scale"),
+        py::arg("out"), py::arg("threads"), py::arg("isa") = "");
   m.def("linear_grad_input", &grad_input, py::arg("grad_output"), py::arg("weight"),
         py::arg("packed"), py::arg("packed_scale"), py::arg("granularity"), py::arg("scale"),
         py::arg("rounding"), py::arg("seed"), py::arg("out"), py::arg("threads"),

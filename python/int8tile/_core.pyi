@@ -80,6 +80,38 @@ def linear_forward(
     threads: int,
     isa: str = "",
 ) -> tuple[int, int]: ...
+def quantized_input_bytes(m: int, k: int, capacity: int) -> int: ...
+def quantize_input(
+    input: _Matrix,
+    threshold: float,
+    outlier_bits: int,
+    capacity: int,
+    granularity: str,
+    scale: str,
+    saved_regular: int,
+    saved_high: int,
+    block: int,
+    input_scale: int,
+    index: int,
+    threads: int,
+    isa: str = "",
+) -> tuple[int, int]: ...
+def linear_multiply(
+    block: int,
+    input_scale: int,
+    index: int,
+    capacity: int,
+    outliers: int,
+    weight: _Matrix,
+    bias: _Matrix,
+    packed: int,
+    packed_scale: int,
+    granularity: str,
+    scale: str,
+    out: _Matrix,
+    threads: int,
+    isa: str = "",
+) -> None: ...
 def linear_grad_input(
     grad_output: _Matrix,
     weight: _Matrix,

@@ -31,21 +31,55 @@ int64_t saved_limbs_bytes(const Kernel& kernel, int64_t m, int64_t capacity);
 void pack_weight(const MatrixView& weight, const QuantizeSpec& spec, bool transposed,
                  const CpuFacts& cpu, uint8_t* panels, float* scale);
 
-struct ForwardArgs {
-  MatrixView input;          // x [m, k]
-  MatrixView weight;         // w [n, k]; not read where `packed` is given
-  int64_t out_features = 0;  // n
-  MatrixView bias;           // [1, n]; data null: none
-  PackedWeight packed;
+/// x quantised for the forward GEMM; several weights may be multiplied with it.
+struct QuantizedInput {
+  void* block = nullptr;     // quantized_input_bytes, 64-byte aligned; opaque
+  float* scale = nullptr;    // s_x [m]
+  int32_t* index = nullptr;  // outlier columns [capacity], ascending, unused slots -1
+};
+
+int64_t quantized_input_bytes(int64_t m, int64_t k, int64_t capacity, const CpuFacts& cpu);
+
+struct QuantizeInputArgs {
+  MatrixView input;  // x [m, k]
   SplitSpec split;
   QuantizeSpec spec;
-  SavedInput saved;              // null members: nothing is kept
+  SavedInput saved;  // null members: nothing is kept for backward
+  QuantizedInput to;
+};
+
+/// Finds the outlier columns of x and quantises it. Returns how many were found and left out.
+OutlierCounts quantize_input(const QuantizeInputArgs& args, const CpuFacts& cpu);
+
+struct MultiplyArgs {
+  int64_t rows = 0;      // m
+  QuantizedInput input;  // from quantize_input with the same m, k and capacity
+  int64_t capacity = 0;
+  int64_t outliers = 0;  // columns found
+  MatrixView weight;     // w [n, k]; its data is not read where `packed` is given
+  PackedWeight packed;
+  QuantizeSpec spec;  // of w
+  MatrixView bias;    // [1, n]; data null: none
+  OutputView out;     // y [m, n]
+};
+
+/// y = x @ w.T + bias.
+void linear_multiply(const MultiplyArgs& args, const CpuFacts& cpu);
+
+struct ForwardArgs {
+  MatrixView input;   // x [m, k]
+  MatrixView weight;  // w [n, k]; its data is not read where `packed` is given
+  PackedWeight packed;
+  MatrixView bias;  // [1, n]; data null: none
+  SplitSpec split;
+  QuantizeSpec spec;             // of x and w
+  SavedInput saved;              // null members: nothing is kept for backward
   float* input_scale = nullptr;  // [m]
   int32_t* index = nullptr;      // [capacity]
   OutputView out;                // y [m, n]
 };
 
-/// y = x @ w.T + bias. Returns how many outlier columns were found and left out.
+/// quantize_input and linear_multiply in one: y = x @ w.T + bias.
 OutlierCounts linear_forward(const ForwardArgs& args, const CpuFacts& cpu);
 
 struct GradInputArgs {

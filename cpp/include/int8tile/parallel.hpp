@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <memory>
 
 #include "int8tile/types.hpp"
 
@@ -21,22 +20,24 @@ class Arena {
  public:
   Arena() = default;
   explicit Arena(int64_t bytes);
+  /// Over memory of the caller, which must be aligned and outlive the arena.
+  explicit Arena(void* block) : block_(static_cast<char*>(block)), owned_(false) {}
 
   template <class T>
   T* take(int64_t count) {
     const int64_t offset = used_;
     used_ += round_up(count * static_cast<int64_t>(sizeof(T)), kAlignment);
-    return block_ ? reinterpret_cast<T*>(block_.get() + offset) : nullptr;
+    return block_ ? reinterpret_cast<T*>(block_ + offset) : nullptr;
   }
 
   int64_t used() const { return used_; }
-  bool measuring() const { return block_ == nullptr; }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  ~Arena();
 
  private:
-  struct Free {
-    void operator()(char* block) const;
-  };
-  std::unique_ptr<char, Free> block_;
+  char* block_ = nullptr;
+  bool owned_ = true;
   int64_t used_ = 0;
 };
 

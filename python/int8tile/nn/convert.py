@@ -10,8 +10,18 @@ from torch import nn
 
 from int8tile.config import ConfigMapping, Int8TileConfig, config_for, matches
 from int8tile.nn.linear import Int8Linear
+from int8tile.ops.shared import SharedInput
 
 DEFAULT_SKIP = ("lm_head", "*lora_*")
+# Children of one module that read the same input: attention of BERT, Llama, DistilBERT and T5,
+# and gated feed-forward layers.
+SHARED_INPUTS = (
+    ("query", "key", "value"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("gate_proj", "up_proj"),
+    ("wi_0", "wi_1"),
+)
 FilterFn = Callable[[nn.Module, str], bool]
 
 # Modules whose matrices are no linear layers, so that nobody expects them to be converted.
@@ -25,13 +35,17 @@ class ConversionReport:
     Args:
         converted: names of the modules that are Int8Linear now.
         skipped: reasons by the name of each linear-like module that is not.
+        shared: groups of converted modules that quantise their input once.
     """
 
     converted: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    shared: list[tuple[str, ...]] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{len(self.converted)} linear layers converted, {len(self.skipped)} skipped"]
+        if self.shared:
+            lines += [f"  {len(self.shared)} groups quantise the input they share once"]
         lines += [f"  skipped {name or '(root)'}: {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
 
@@ -67,6 +81,7 @@ def convert_(
     config: Int8TileConfig | ConfigMapping | None = None,
     filter_fn: FilterFn | None = None,
     skip: Iterable[str] = DEFAULT_SKIP,
+    share_inputs: bool = False,
 ) -> ConversionReport:
     """Turn the nn.Linear layers of `model` into Int8Linear, in place.
 
@@ -79,6 +94,9 @@ def convert_(
             patterns to configs, where the first match decides and None leaves a layer as it is.
         filter_fn: called with (module, name); a layer is converted only where it returns True.
         skip: name patterns that are left alone.
+        share_inputs: quantise the input of q, k and v projections (and of gate and up projections)
+            once for all of them, which is faster and saves it once for backward. Results are the
+            same bit for bit. Known by their names: see SHARED_INPUTS.
 
     Returns:
         A report of the converted layers and of the linear-like modules that were not.
@@ -105,7 +123,23 @@ def convert_(
         assert isinstance(module, nn.Linear)
         Int8Linear.from_linear(module, layer_config)
         report.converted.append(name)
+    for name, module in model.named_modules():
+        report.shared += _share_inputs(module, name, share_inputs)
     return report
+
+
+def _share_inputs(parent: nn.Module, name: str, share: bool) -> list[tuple[str, ...]]:
+    groups = []
+    for names in SHARED_INPUTS:
+        children = [(n, getattr(parent, n, None)) for n in names]
+        layers = [(n, c) for n, c in children if isinstance(c, Int8Linear)]
+        sharing = share and len(layers) > 1 and len({c.config for _, c in layers}) == 1
+        group = SharedInput(len(layers)) if sharing else None
+        for _, layer in layers:
+            layer.share_input(group)
+        if sharing:
+            groups.append(tuple(f"{name}.{n}".lstrip(".") for n, _ in layers))
+    return groups
 
 
 def _check_config(config: object) -> None:

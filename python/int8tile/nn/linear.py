@@ -11,6 +11,7 @@ from torch import nn
 from int8tile import _core
 from int8tile.config import Int8TileConfig
 from int8tile.ops.autograd import Packed, linear
+from int8tile.ops.shared import SharedInput
 
 _FINGERPRINT_SAMPLES = 1024
 _Key = tuple[int, int, int, str, str]
@@ -115,11 +116,17 @@ class Int8Linear(nn.Linear):
 
     def to_linear(self) -> nn.Linear:
         """Turn this module itself back into an nn.Linear."""
-        self.__dict__.pop("_cache", None)
-        self.__dict__.pop("config", None)
+        for name in ("_cache", "_shared", "config"):
+            self.__dict__.pop(name, None)
         module: nn.Linear = self
         module.__class__ = nn.Linear
         return module
+
+    def share_input(self, group: SharedInput | None) -> None:
+        """Look for the input, quantised, in `group`, which other layers hold too; None: alone."""
+        self.__dict__.pop("_shared", None)
+        if group is not None:
+            self.__dict__["_shared"] = group
 
     def invalidate(self) -> None:
         """Forget the packed copy of a frozen weight, after writing to it behind torch's back."""
@@ -152,7 +159,8 @@ class Int8Linear(nn.Linear):
             cache = self.__dict__.get("_cache")
             if cache is None:
                 cache = self.__dict__["_cache"] = FrozenWeightCache()
-        return linear(input, self.weight, self.bias, split, scales, switches, cache)
+        shared = self.__dict__.get("_shared")
+        return linear(input, self.weight, self.bias, split, scales, switches, cache, shared)
 
     def extra_repr(self) -> str:
         """The layer's sizes and what differs from the default config."""

@@ -15,6 +15,7 @@ import torch
 
 from int8tile.config import check_options
 from int8tile.ops import schema
+from int8tile.ops.shared import Quantized, SharedInput
 
 Packed = tuple[torch.Tensor, torch.Tensor]
 
@@ -77,6 +78,7 @@ class LinearFunction(torch.autograd.Function):
         out_dtype: torch.dtype,
         cache: WeightCache | None,
         seed: torch.Tensor | None,
+        quantized: Quantized | None,
     ) -> torch.Tensor:
         """Run the forward GEMM and save what backward needs, int8 where it is int8."""
         granularity, scale, _ = scales
@@ -86,9 +88,13 @@ class LinearFunction(torch.autograd.Function):
         save = needs_weight and grad_weight_int8
         if forward_int8:
             packed = cache.get(weight, granularity, scale, False) if cache else None
-            output, *saved = torch.ops.int8tile.linear_forward(
-                x, weight, bias, *split, granularity, scale, save, out_dtype, *(packed or ())
-            )
+            if quantized is not None:
+                output = _multiply(quantized, weight, bias, scales, out_dtype, packed)
+                saved = list(quantized[1:])
+            else:
+                output, *saved = torch.ops.int8tile.linear_forward(
+                    x, weight, bias, *split, granularity, scale, save, out_dtype, *(packed or ())
+                )
         else:
             cast = None if bias is None else bias.to(out_dtype)
             output = torch.nn.functional.linear(x.to(out_dtype), weight.to(out_dtype), cast)
@@ -129,7 +135,22 @@ class LinearFunction(torch.autograd.Function):
                 grad_weight = (g.to(float_input.dtype).t() @ float_input).to(ctx.dtypes[1])
             if needs_bias:
                 grad_bias = g.sum(0, dtype=torch.float32).to(ctx.dtypes[2])
-        return grad_input, grad_weight, grad_bias, None, None, None, None, None, None
+        return grad_input, grad_weight, grad_bias, *(None,) * 7
+
+
+def _multiply(
+    quantized: Quantized,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    scales: tuple[str, str, str],
+    out_dtype: torch.dtype,
+    packed: Packed | None,
+) -> torch.Tensor:
+    block, _, _, input_scale, index, count = quantized
+    result: torch.Tensor = torch.ops.int8tile.linear_multiply(
+        block, input_scale, index, count, weight, bias, *scales[:2], out_dtype, *(packed or ())
+    )
+    return result
 
 
 def _grad_input(
@@ -159,6 +180,7 @@ def linear(
     scales: tuple[str, str, str],
     switches: tuple[bool, bool, bool] = (True, True, True),
     cache: WeightCache | None = None,
+    shared: SharedInput | None = None,
 ) -> torch.Tensor:
     """Apply a linear layer in int8; differentiable once.
 
@@ -170,6 +192,7 @@ def linear(
         scales: granularity, scale kind, rounding of gradients.
         switches: int8 for forward, grad_input and grad_weight.
         cache: packed copies of a frozen weight.
+        shared: where layers with the same input find it quantised.
 
     Returns:
         [..., n] in the input's dtype, or in the autocast dtype under autocast.
@@ -198,13 +221,20 @@ def linear(
     needs_grad = torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
+    quantized = None
+    if shared is not None and switches[0]:
+        save = needs_grad and weight.requires_grad and switches[2]
+        quantized = shared.quantize(input, split, scales[0], scales[1], save)
     if needs_grad or not switches[0]:
         apply: Callable[..., torch.Tensor] = LinearFunction.apply
-        return apply(input, weight, bias, split, scales, switches, dtype, cache, seed)
+        return apply(input, weight, bias, split, scales, switches, dtype, cache, seed, quantized)
     packed = cache.get(weight, scales[0], scales[1], False) if cache else None
-    output = torch.ops.int8tile.linear_forward(
-        _matrix(input), weight, bias, *split, *scales[:2], False, dtype, *(packed or ())
-    )[0]
+    if quantized is not None:
+        output = _multiply(quantized, weight, bias, scales, dtype, packed)
+    else:
+        output = torch.ops.int8tile.linear_forward(
+            _matrix(input), weight, bias, *split, *scales[:2], False, dtype, *(packed or ())
+        )[0]
     result: torch.Tensor = output.view(*input.shape[:-1], weight.shape[0])
     return result
 

@@ -83,6 +83,83 @@ def linear_forward(
     return results
 
 
+def quantize_input(
+    input: torch.Tensor,
+    threshold: float | None = 5.0,
+    outlier_bits: int = 12,
+    outlier_capacity: int | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    save: bool = True,
+) -> tuple[torch.Tensor, ...]:
+    """Quantise activations once for several weights; see the schema for the results."""
+    results = schema.quantize_input(
+        input, threshold, outlier_bits, outlier_capacity, granularity, scale, save
+    )
+    block, saved_input, saved_limbs, input_scale, outlier_index, outlier_count = results
+    counts = _core.quantize_input(
+        _matrix(input),
+        threshold or 0.0,
+        outlier_bits,
+        outlier_index.shape[0],
+        granularity,
+        scale,
+        _pointer(saved_input) if save else 0,
+        _pointer(saved_limbs) if saved_limbs.numel() else 0,
+        block.data_ptr(),
+        input_scale.data_ptr(),
+        outlier_index.data_ptr(),
+        torch.get_num_threads(),
+    )
+    outlier_count[0], outlier_count[1] = counts
+    return results
+
+
+def linear_multiply(
+    block: torch.Tensor,
+    input_scale: torch.Tensor,
+    outlier_index: torch.Tensor,
+    outlier_count: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    out_dtype: torch.dtype | None = None,
+    packed_weight: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiply quantised activations with one weight."""
+    output = schema.linear_multiply(
+        block,
+        input_scale,
+        outlier_index,
+        outlier_count,
+        weight,
+        bias,
+        granularity,
+        scale,
+        out_dtype,
+        packed_weight,
+        weight_scale,
+    )
+    _core.linear_multiply(
+        block.data_ptr(),
+        input_scale.data_ptr(),
+        outlier_index.data_ptr(),
+        outlier_index.shape[0],
+        int(outlier_count[0]),
+        _matrix(weight),
+        _NO_MATRIX if bias is None else _matrix(bias[None]),
+        _pointer(packed_weight),
+        _pointer(weight_scale),
+        granularity,
+        scale,
+        _matrix(output),
+        torch.get_num_threads(),
+    )
+    return output
+
+
 def linear_grad_input(
     grad_output: torch.Tensor,
     weight: torch.Tensor,
@@ -275,6 +352,8 @@ def gemm(
 
 KERNELS: dict[str, Callable[..., object]] = {
     "linear_forward": linear_forward,
+    "quantize_input": quantize_input,
+    "linear_multiply": linear_multiply,
     "linear_grad_input": linear_grad_input,
     "linear_grad_weight": linear_grad_weight,
     "pack_weight": pack_weight,

@@ -32,6 +32,10 @@ for _schema in (
     "bool grad_weight=True) -> Tensor",
     f"linear_forward(Tensor input, Tensor weight, Tensor? bias=None, {_SPLIT}, {_SCALE}, "
     f"bool save=True, ScalarType? out_dtype=None, {_PACKED}) -> (Tensor output, {_SAVED})",
+    f"quantize_input(Tensor input, {_SPLIT}, {_SCALE}, bool save=True) -> (Tensor block, {_SAVED})",
+    "linear_multiply(Tensor block, Tensor input_scale, Tensor outlier_index, "
+    f"Tensor outlier_count, Tensor weight, Tensor? bias=None, {_SCALE}, "
+    f"ScalarType? out_dtype=None, {_PACKED}) -> Tensor",
     f"linear_grad_input(Tensor grad_output, Tensor weight, {_SCALE}, {_GRAD}, "
     f"ScalarType? out_dtype=None, {_PACKED}) -> Tensor",
     f"linear_grad_weight(Tensor grad_output, {_SAVED}, int in_features, {_SCALE}, {_GRAD}, "
@@ -219,6 +223,77 @@ def linear_forward(
     )
 
 
+def quantize_input(
+    input: torch.Tensor,
+    threshold: float | None = 5.0,
+    outlier_bits: int = 12,
+    outlier_capacity: int | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    save: bool = True,
+) -> tuple[torch.Tensor, ...]:
+    """Checks, and empty results, of int8tile::quantize_input."""
+    who = "int8tile::quantize_input"
+    check_options(who, threshold, outlier_bits, granularity, scale)
+    _check_matrix(who, input=input)
+    _check_float(who, input=input)
+    m, k = input.shape
+    if k > MAX_GEMM_DEPTH:
+        raise ValueError(f"{who}: input must have at most {MAX_GEMM_DEPTH} features; got {k}")
+    capacity = resolve_capacity(who, int(k), threshold, outlier_bits, outlier_capacity)
+    empty = input.new_empty
+    return (
+        empty((_block_bytes(m, k, capacity),), dtype=torch.uint8),
+        empty(panel_shape(k, m) if save else (0, 0), dtype=torch.uint8),
+        empty(panel_shape(capacity, m) if save and capacity else (0, 0), dtype=torch.uint8),
+        empty((m,), dtype=torch.float32),
+        empty((capacity,), dtype=torch.int32),
+        empty((2,), dtype=torch.int32),
+    )
+
+
+def _block_bytes(m: int, k: int, capacity: int) -> int:
+    # As _core.quantized_input_bytes, on sizes that may be symbolic: int8 panels of the regular
+    # part and of the high limbs, and an int32 a row.
+    panels = (m * round_up(k, DEPTH_ALIGN), m * round_up(capacity, 4), m * 4)
+    return sum(round_up(size, 64) for size in panels)
+
+
+def linear_multiply(
+    block: torch.Tensor,
+    input_scale: torch.Tensor,
+    outlier_index: torch.Tensor,
+    outlier_count: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    out_dtype: torch.dtype | None = None,
+    packed_weight: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Checks, and the empty result, of int8tile::linear_multiply."""
+    who = "int8tile::linear_multiply"
+    check_options(who, None, 12, granularity, scale)
+    _check_matrix(who, weight=weight)
+    _check_float(who, weight=weight, bias=bias)
+    _check_device(who, block, weight=weight, bias=bias)
+    _check_out_dtype(who, out_dtype)
+    n, k = weight.shape
+    m, capacity = input_scale.shape[0], outlier_index.shape[0]
+    for name, tensor, dtype, shape in (
+        ("block", block, torch.uint8, (_block_bytes(m, k, capacity),)),
+        ("input_scale", input_scale, torch.float32, (m,)),
+        ("outlier_index", outlier_index, torch.int32, (capacity,)),
+        ("outlier_count", outlier_count, torch.int32, (2,)),
+    ):
+        _check_layout(who, name, tensor, dtype, shape)
+    if bias is not None and tuple(bias.shape) != (n,):
+        raise ValueError(f"{who}: bias must be [{n}]; got {_shape(bias)}")
+    _check_packed(who, packed_weight, weight_scale, n, k)
+    return weight.new_empty((m, n), dtype=out_dtype or weight.dtype)
+
+
 def linear_grad_input(
     grad_output: torch.Tensor,
     weight: torch.Tensor,
@@ -404,6 +479,8 @@ def gemm(
 
 FAKES: dict[str, Callable[..., object]] = {
     "linear_forward": linear_forward,
+    "quantize_input": quantize_input,
+    "linear_multiply": linear_multiply,
     "linear_grad_input": linear_grad_input,
     "linear_grad_weight": linear_grad_weight,
     "pack_weight": pack_weight,

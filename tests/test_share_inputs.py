@@ -1,0 +1,177 @@
+"""Layers that share an input quantise it once, with the same results."""
+
+import copy
+import gc
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import int8tile
+from int8tile import _core
+from int8tile.ops import schema
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (nn.Linear(96, 96) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        return self.o_proj(torch.tanh(q) * torch.sigmoid(k) + v)
+
+
+class OpCounter(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.counts = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        self.counts[name] = self.counts.get(name, 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+def with_outliers(*shape):
+    x = torch.randn(*shape)
+    x[..., 3] *= 40
+    return x
+
+
+@pytest.fixture
+def models():
+    torch.manual_seed(0)
+    plain = Attention()
+    shared = copy.deepcopy(plain)
+    int8tile.convert_(plain)
+    report = int8tile.convert_(shared, share_inputs=True)
+    assert report.shared == [("q_proj", "k_proj", "v_proj")]
+    assert "1 groups" in str(report)
+    return plain, shared
+
+
+def gradients(model, x, target):
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    y = model(x)
+    (y - target).square().sum().backward()
+    return [y, x.grad, *(p.grad for p in model.parameters())]
+
+
+def test_results_are_the_same_bit_for_bit(models):
+    x, target = with_outliers(4, 17, 96), torch.randn(4, 17, 96)
+    for plain, shared in zip(*(gradients(m, x, target) for m in models), strict=True):
+        assert torch.equal(plain, shared)
+
+
+def test_the_input_is_quantised_once(models):
+    x = with_outliers(30, 96).requires_grad_()
+    with OpCounter() as counter:
+        models[1](x).sum().backward()
+    assert counter.counts["int8tile::quantize_input"] == 1
+    assert counter.counts["int8tile::linear_multiply"] == 3
+    assert counter.counts["int8tile::linear_forward"] == 1  # o_proj reads something else
+
+
+def test_the_saved_input_is_held_once(models):
+    x = with_outliers(256, 96)
+    sizes = []
+    for model in models:
+        storages = {}
+
+        def pack(tensor, storages=storages):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = model(x)
+        sizes.append(sum(size for at, size in storages.items() if at not in parameters))
+        del y
+    panels = 128 * 256 + 64 * 256  # int8 regular part and high limbs, padded to whole panels
+    assert sizes[0] - sizes[1] >= 2 * panels
+
+
+def test_an_input_written_in_between_is_quantised_again(models):
+    layer, x = models[1], with_outliers(30, 96)
+    with torch.no_grad():
+        layer.q_proj(x)
+        x.mul_(3)
+        assert torch.equal(layer.k_proj(x), models[0].k_proj(x))
+
+
+def test_another_tensor_at_the_same_address_is_quantised_again(models):
+    with torch.no_grad():
+        for seed in range(5):
+            torch.manual_seed(seed)
+            x = with_outliers(30, 96)
+            models[1].q_proj(x)
+            y = with_outliers(30, 96)
+            del x
+            gc.collect()
+            assert torch.equal(models[1].k_proj(y), models[0].k_proj(y))
+
+
+def test_a_frozen_projection_shares_with_trained_ones(models):
+    for model in models:
+        model.q_proj.requires_grad_(False)
+    x, target = with_outliers(30, 96), torch.randn(30, 96)
+    for model in models:
+        model.zero_grad(set_to_none=True)
+    for plain, shared in zip(*(gradients(m, x, target) for m in models), strict=True):
+        assert (plain is None and shared is None) or torch.equal(plain, shared)
+
+
+def test_inference_mode_and_empty_batches_work(models):
+    with torch.inference_mode():
+        x = with_outliers(3, 96)
+        assert torch.equal(models[0](x), models[1](x))
+    assert models[1](torch.empty(0, 96)).shape == (0, 96)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copy_shares_among_its_own_layers(models, clone):
+    model = clone(models[1])
+    group = model.q_proj.__dict__["_shared"]
+    assert group is model.k_proj.__dict__["_shared"]
+    assert group is not models[1].q_proj.__dict__["_shared"]
+    x = with_outliers(9, 96)
+    assert torch.equal(model(x), models[0](x))
+
+
+def test_converting_again_and_reverting_undo_it(models):
+    int8tile.convert_(models[1])
+    assert "_shared" not in models[1].q_proj.__dict__
+    int8tile.convert_(models[1], share_inputs=True)
+    int8tile.revert_(models[1])
+    assert "_shared" not in models[1].q_proj.__dict__
+
+
+@pytest.mark.parametrize(("m", "k", "capacity"), [(0, 5, 0), (1, 1, 1), (33, 97, 32), (7, 800, 50)])
+def test_the_schema_knows_the_size_of_a_quantised_input(m, k, capacity):
+    assert schema._block_bytes(m, k, capacity) == _core.quantized_input_bytes(m, k, capacity)
+
+
+def test_a_bert_shares_in_every_layer():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128
+    )
+    model = transformers.BertModel(config)
+    report = int8tile.convert_(model, share_inputs=True)
+    assert len(report.shared) == 2
+    assert report.shared[0][0] == "encoder.layer.0.attention.self.query"
+
+
+def test_ops_pass_opcheck_and_refuse_other_layouts():
+    x, w = with_outliers(13, 96), torch.randn(20, 96)
+    block, *saved = torch.ops.int8tile.quantize_input(x)
+    torch.library.opcheck(torch.ops.int8tile.quantize_input, (x,))
+    rest = (*saved[2:], w)
+    torch.library.opcheck(torch.ops.int8tile.linear_multiply, (block, *rest))
+    with pytest.raises(ValueError, match="block must be contiguous uint8"):
+        torch.ops.int8tile.linear_multiply(block[:-1], *rest)
