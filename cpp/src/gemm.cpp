@@ -45,11 +45,16 @@ struct SliceRun {
     return to.epilogue && !to.accumulate && to.epilogue->out.dtype == DType::kFloat32;
   }
 
-  // The part of K that tiles cover in one visit: [begin, end) of the regular segment, or, with
-  // begin == end, the panel of low limbs.
-  void block_of_k(int64_t m0, int64_t m1, int64_t n0, int64_t begin, int64_t end, bool first,
-                  bool last, int thread) const {
-    const bool low = begin == end;
+  // The part of K that tiles cover in one visit: [begin, end) of the regular segment, or the panel
+  // of low limbs.
+  struct Visit {
+    int64_t begin = 0, end = 0;  // of the regular segment
+    bool low = false;            // the panel of low limbs instead
+    bool first = false, last = false;
+  };
+
+  void block_of_k(int64_t m0, int64_t m1, int64_t n0, const Visit& visit, int thread) const {
+    const auto [begin, end, low, first, last] = visit;
     const int64_t limb_depth = round_up(operands.outliers, kGroup);
     const int64_t depth = low ? limb_depth : end - begin;
     const uint8_t* b =
@@ -113,10 +118,16 @@ struct SliceRun {
     const int64_t k_begin = plan.slices[slice].begin;
     const int64_t k_end = slice + 1 == plan.slices.size() ? plan.k_padded : plan.slices[slice].end;
     for (int64_t n = n_begin; n < n_end; n += nr()) {
-      if (low_panel()) block_of_k(m0, m1, n, 0, 0, true, k_begin == k_end, thread);
-      for (int64_t k = k_begin; k < k_end; k += plan.k_block) {
+      bool first = true;
+      if (low_panel()) {
+        block_of_k(m0, m1, n, {0, 0, true, true, false}, thread);
+        first = false;
+      }
+      // At least one visit: an empty depth still has high limbs, and an output to write.
+      for (int64_t k = k_begin; first || k < k_end; k += plan.k_block) {
         const int64_t end = std::min(k_end, k + plan.k_block);
-        block_of_k(m0, m1, n, k, end, k == k_begin && !low_panel(), end == k_end, thread);
+        block_of_k(m0, m1, n, {k, end, false, first, end == k_end}, thread);
+        first = false;
       }
     }
   }

@@ -107,7 +107,7 @@ def _mix(x: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
 def random_bits(seed: int, gemm_id: int, index: npt.NDArray[np.uint64]) -> FloatArray:
     """The 16 random bits of stochastic rounding for elements `index`, as multiples of 2**-16."""
     low, high = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32 & 0xFFFFFFFF)
-    base = _mix(np.asarray(low ^ high ^ np.uint32(gemm_id)))
+    base = _mix(np.array([low ^ high ^ np.uint32(gemm_id)], np.uint32))
     index_high = (index >> np.uint64(32)).astype(np.uint32)
     index_low = (index & np.uint64(0xFFFFFFFF)).astype(np.uint32)
     random = _mix(_mix(base ^ index_high) ^ index_low) >> np.uint32(16)
@@ -313,7 +313,7 @@ def grad_weight(
         transpose=True,
     )
     k = split.q.shape[1]
-    x_scale = np.full(k, split.scale[0] if tensor else 1, np.float32)
+    x_scale = np.full(k, split.scale[0] if tensor and len(g) else 1, np.float32)
     total = np.zeros((g.shape[1], k), np.float32)
     for begin, end in slices_of(len(g)):
         here = slice(begin, end)
