@@ -123,6 +123,7 @@ def peers(results: Sequence[Result], environment: Mapping[str, Any]) -> Figure:
         axes.axvline(1, color="black", lw=0.8)
         axes.set_yticks(range(len(_names(rows))), _names(rows))
         axes.invert_yaxis()
+        axes.margins(x=0.12)
         axes.set(title=title, xlabel="times float32's speed")
     figure.suptitle(f"from dark to light: {', '.join(labels)}; {environment['cpu']}")
     return figure

@@ -70,8 +70,9 @@ def normal(rng, *shape):
 
 
 def activations(rng, m, k, outliers=3, size=40.0):
-    """Normal values; in `outliers` columns they are `size` times as large, the first at least."""
-    x = normal(rng, m, k)
+    """Normal values within +-4, so that only the `outliers` columns exceed the default threshold:
+    there they are `size` times as large, and the first row is at least `size`."""
+    x = np.clip(normal(rng, m, k), -4, 4)
     columns = rng.choice(k, min(outliers, k), replace=False)
     x[:, columns] *= np.float32(size)
     x[:1, columns] += np.copysign(np.float32(size), x[:1, columns])
