@@ -43,6 +43,7 @@ def run(settings: Settings, console: Console | None = None) -> RunResult:
     from rich.console import Console
 
     from int8tile.finetune import environment, report
+    from int8tile.finetune.memory import release_memory
     from int8tile.finetune.output import check_writable, staging
     from int8tile.finetune.progress import ProgressBars
     from int8tile.finetune.quiet import quiet
@@ -71,6 +72,7 @@ def run(settings: Settings, console: Console | None = None) -> RunResult:
                             model.save_pretrained(folder / "model")
                             inputs.tokenizer.save_pretrained(folder / "model")
                     del model  # before the next one is loaded
+                    release_memory()
             data = {
                 "metric": metric_name,
                 "train_examples": len(inputs.train),
