@@ -2,6 +2,7 @@
 #include "int8tile/gemm.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "int8tile/check.hpp"
@@ -130,6 +131,8 @@ struct SliceRun {
         first = false;
       }
     }
+    // Streaming stores are ordered by no release store, only by a full fence.
+    if (plan.stream) std::atomic_thread_fence(std::memory_order_seq_cst);
   }
 };
 
