@@ -2,6 +2,8 @@
 // usual filters and JSON output (--benchmark_filter=..., --benchmark_format=json).
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <random>
 #include <string>
 #include <thread>

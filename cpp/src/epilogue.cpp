@@ -9,6 +9,7 @@ namespace int8tile {
 
 void store_row(const Kernel& kernel, const OutputView& out, int64_t row, int64_t col,
                const float* values, int64_t cols) {
+  if (cols == 0) return;  // `values` may be null, which memcpy forbids
   const int64_t offset = row * out.row_stride + col;
   switch (out.dtype) {
     case DType::kFloat32:

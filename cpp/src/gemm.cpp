@@ -140,8 +140,8 @@ void run_slice(const GemmPlan& plan, const GemmOperands& operands, std::size_t s
                const Destination& to) {
   const Workspace<TileScratch> scratch(plan);
   const SliceRun run{plan, operands, slice, to, scratch.at};
-  const int64_t tasks = ceil_div(plan.m, plan.m_block) * ceil_div(plan.n, plan.n_block);
-  parallel_for(plan.threads, tasks, [&](int64_t index, int thread) { run.task(index, thread); });
+  parallel_for(plan.threads, plan.tasks,
+               [&](int64_t index, int thread) { run.task(index, thread); });
 }
 
 struct FloatOutput {

@@ -22,10 +22,10 @@ const std::vector<Entry>& entries() {
   static const std::vector<Entry> table = {
 #if defined(INT8TILE_X86)
       {&kAvx512VnniKernel,
-       __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")},
-      {&kAvx2Kernel, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                         __builtin_cpu_supports("f16c")},
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni")},
+      {&kAvx2Kernel, __builtin_cpu_supports("avx2") != 0},
 #endif
       {&kPortableKernel, true},
   };
@@ -38,9 +38,14 @@ std::string join(const std::vector<std::string>& names) {
   return text;
 }
 
-int64_t cache_bytes(int name, int64_t fallback) {
-  const long bytes = sysconf(name);
-  return bytes > 0 ? bytes : fallback;
+// Not every C library names the caches; 0 and -1 mean that it does not know.
+void read_caches(CpuFacts& facts) {
+#if defined(_SC_LEVEL1_DCACHE_SIZE) && defined(_SC_LEVEL2_CACHE_SIZE)
+  if (const long bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE); bytes > 0) facts.l1_bytes = bytes;
+  if (const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE); bytes > 0) facts.l2_bytes = bytes;
+#else
+  static_cast<void>(facts);
+#endif
 }
 
 }  // namespace
@@ -84,10 +89,7 @@ CpuFacts cpu_facts(int threads, const std::string& isa) {
   CpuFacts facts;
   facts.kernel = &select_kernel(isa);
   facts.threads = threads;
-#if defined(_SC_LEVEL1_DCACHE_SIZE) && defined(_SC_LEVEL2_CACHE_SIZE)
-  facts.l1_bytes = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, facts.l1_bytes);
-  facts.l2_bytes = cache_bytes(_SC_LEVEL2_CACHE_SIZE, facts.l2_bytes);
-#endif
+  read_caches(facts);
   return facts;
 }
 

@@ -241,6 +241,8 @@ struct GradWeightScratch {
   float* limb_grad;
 };
 
+constexpr int64_t kLimbRows = 64;  // rows of grad_w per task
+
 // grad_w[:, j] of the outlier columns: 128 * high + low, combined in float32 per slice.
 void limb_columns(const GradWeightArgs& args, const GemmPlan& plan, const GradWeightScratch& at) {
   const int64_t n = plan.m, count = args.outliers;
@@ -254,16 +256,20 @@ void limb_columns(const GradWeightArgs& args, const GemmPlan& plan, const GradWe
   for (std::size_t s = 0; s < plan.slices.size(); ++s) {
     gemm_integers(limb_plan, high, s, at.high_sum);
     gemm_integers(limb_plan, low, s, at.low_sum);
-    for (int64_t i = 0; i < n * count; ++i) {
-      const float sum =
-          static_cast<float>(at.high_sum[i]) * 128.0f + static_cast<float>(at.low_sum[i]);
-      const float value = sum * at.grad_scale[i / count] * at.input_scale[args.index[i % count]];
-      at.limb_grad[i] = s == 0 ? value : at.limb_grad[i] + value;
-    }
+    parallel_for(plan.cpu.threads, ceil_div(n, kLimbRows), [&](int64_t block, int) {
+      const int64_t end = std::min(n, (block + 1) * kLimbRows);
+      for (int64_t i = block * kLimbRows; i < end; ++i)
+        for (int64_t t = 0; t < count; ++t) {
+          const int64_t at_t = i * count + t;
+          const float sum =
+              static_cast<float>(at.high_sum[at_t]) * 128.0f + static_cast<float>(at.low_sum[at_t]);
+          const float value = sum * at.grad_scale[i] * at.input_scale[args.index[t]];
+          at.limb_grad[at_t] = s == 0 ? value : at.limb_grad[at_t] + value;
+          if (s + 1 == plan.slices.size())
+            store_row(*plan.cpu.kernel, args.out, i, args.index[t], at.limb_grad + at_t, 1);
+        }
+    });
   }
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t t = 0; t < count; ++t)
-      store_row(*plan.cpu.kernel, args.out, i, args.index[t], at.limb_grad + i * count + t, 1);
 }
 
 }  // namespace

@@ -5,13 +5,15 @@
 #include <bit>
 #include <vector>
 
+#include "int8tile/check.hpp"
 #include "int8tile/parallel.hpp"
 #include "rows.hpp"
 
 namespace int8tile {
 namespace {
 
-constexpr int64_t kRowBlock = 256;
+constexpr int64_t kSumBlock = 256;    // rows; part of the result, since float32 sums are not exact
+constexpr int64_t kAbsmaxBlock = 32;  // rows; a maximum is the same for any block
 
 struct AbsmaxScratch {
   AbsmaxScratch(Arena& arena, int threads, int64_t cols, int64_t sum_blocks)
@@ -30,7 +32,8 @@ struct AbsmaxScratch {
 void column_absmax(const MatrixView& x, const float* fold, bool finite_only, const CpuFacts& cpu,
                    uint32_t* acc, float* sum) {
   const Kernel& kernel = *cpu.kernel;
-  const int64_t blocks = ceil_div(x.rows, kRowBlock);
+  const int64_t block_rows = sum ? kSumBlock : kAbsmaxBlock;
+  const int64_t blocks = ceil_div(x.rows, block_rows);
   const int threads = static_cast<int>(std::clamp<int64_t>(blocks, 1, cpu.threads));
   const Workspace<AbsmaxScratch> scratch(threads, x.cols, sum ? blocks : 0);
   const int64_t stride = scratch.at.stride;
@@ -39,8 +42,8 @@ void column_absmax(const MatrixView& x, const float* fold, bool finite_only, con
   parallel_for(threads, blocks, [&](int64_t block, int thread) {
     float* buffer = scratch.at.row + thread * stride;
     uint32_t* largest = scratch.at.largest + thread * stride;
-    const int64_t end = std::min(x.rows, (block + 1) * kRowBlock);
-    for (int64_t i = block * kRowBlock; i < end; ++i) {
+    const int64_t end = std::min(x.rows, (block + 1) * block_rows);
+    for (int64_t i = block * block_rows; i < end; ++i) {
       const float* row = load_row(kernel, x, i, buffer);
       kernel.column_absmax(row, fold ? fold[i] : 1.0f, x.cols, finite_only, largest);
       if (sum) kernel.column_sum(row, x.cols, scratch.at.sums + block * stride);
@@ -58,6 +61,8 @@ void column_absmax(const MatrixView& x, const float* fold, bool finite_only, con
 
 OutlierCounts detect_outliers(const MatrixView& x, const SplitSpec& split, const CpuFacts& cpu,
                               int32_t* index, uint32_t* mask) {
+  require(split.capacity >= 0, "int8tile::detect_outliers: capacity must not be negative; got ",
+          split.capacity);
   std::fill_n(index, split.capacity, -1);
   std::fill_n(mask, x.cols, 0x7fffffffu);
   if (split.capacity == 0) return {};

@@ -9,7 +9,8 @@
 
 namespace int8tile {
 
-/// Runs body(task, thread) for every task in [0, tasks) on at most `threads` threads.
+/// Runs body(task, thread) for every task in [0, tasks) on at most `threads` threads. The body must
+/// not throw: no exception can leave a parallel region.
 void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t, int)>& body);
 
 inline constexpr int64_t kAlignment = 64;

@@ -94,6 +94,6 @@ void tile(const Tile& t) {
 
 }  // namespace
 
-const Kernel kAvx2Kernel = generic_kernel("avx2", kColumns, 0, tile);
+constinit const Kernel kAvx2Kernel = generic_kernel("avx2", kColumns, 0, tile);
 
 }  // namespace int8tile

@@ -211,6 +211,15 @@ void pack_rows(const int8_t* q, int64_t row_stride, int rows, int out_rows, int6
   rows_pack_rows(q, row_stride, rows, out_rows, groups, offset, out);
 }
 
+// The instruction reads subnormals whatever the thread's flush modes are.
+void float16_to_float(const uint16_t* in, int64_t n, float* out) {
+  for (int64_t j = 0; j < n; j += kLanes) {
+    const __mmask16 lanes = first_lanes(n - j);
+    const __m256i halves = _mm256_maskz_loadu_epi16(lanes, in + j);
+    _mm512_mask_storeu_ps(out + j, lanes, _mm512_cvtph_ps(halves));
+  }
+}
+
 int32_t row_sum(const int8_t* q, int64_t n) {
   __m512i sums = _mm512_setzero_si512();
   const __m512i ones = _mm512_set1_epi8(1);
@@ -241,6 +250,7 @@ int64_t peak(int64_t repeats) { return peak_of(repeats, IndicesOf<20>{}); }
 
 constexpr Kernel make_kernel() {
   Kernel kernel = generic_kernel("avx512_vnni", kColumns, 128, tile);
+  kernel.float16_to_float = float16_to_float;
   kernel.pack_rows = pack_rows;
   kernel.row_sum = row_sum;
   kernel.peak = peak;
@@ -249,6 +259,6 @@ constexpr Kernel make_kernel() {
 
 }  // namespace
 
-const Kernel kAvx512VnniKernel = make_kernel();
+constinit const Kernel kAvx512VnniKernel = make_kernel();
 
 }  // namespace int8tile

@@ -19,7 +19,7 @@ inline constexpr int kDepthAlign = 16;  // K is padded to whole turns of the inn
 struct Tile {
   const int8_t* a;        // [groups][rows][4]
   const uint8_t* b;       // [groups][nr][4], stored plus Kernel::b_offset
-  int64_t groups;         // a multiple of 4, or any number where `ragged`
+  int64_t groups;         // any number; whole turns are multiples of 4
   const int8_t* a_high;   // [high_groups][rows][4]
   const uint8_t* b_high;  // [high_groups][nr][4]
   int64_t high_groups;
@@ -100,6 +100,7 @@ struct Kernel {
   int64_t (*peak)(int64_t repeats);
 };
 
+// Constant-initialised: no code of another instruction set runs while the library is loaded.
 extern const Kernel kPortableKernel;
 extern const Kernel kAvx2Kernel;
 extern const Kernel kAvx512VnniKernel;

@@ -35,6 +35,6 @@ void tile(const Tile& t) {
 
 }  // namespace
 
-const Kernel kPortableKernel = generic_kernel("portable", kColumns, 0, tile);
+constinit const Kernel kPortableKernel = generic_kernel("portable", kColumns, 0, tile);
 
 }  // namespace int8tile

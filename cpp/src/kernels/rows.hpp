@@ -52,12 +52,15 @@ inline uint16_t float_bfloat16(float value) {
   return static_cast<uint16_t>((bits & kAbsMask) > kInfBits ? (bits >> 16 | 0x40) : rounded);
 }
 
-// Branch-free conversions: half exponents are rebased by multiplying with powers of two.
+// Branch-free, and free of subnormal float32, which a thread set to flush them would read as 0: a
+// subnormal half is m * 2^-24 = (2^-14 + m * 2^-24) - 2^-14.
 inline float float16_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
   const uint32_t rest = static_cast<uint32_t>(half & 0x7fff) << 13;
-  const uint32_t scaled = bits_of(float_of(rest) * float_of(0x77800000));  // 2^112
-  return float_of(sign | (rest >= 0x0f800000 ? rest | kInfBits : scaled));
+  const uint32_t normal = rest + 0x38000000;  // exponent bias 15 to 127
+  const uint32_t subnormal = bits_of(float_of(rest + 0x38800000) - float_of(0x38800000));
+  const uint32_t finite = rest < 0x00800000 ? subnormal : normal;
+  return float_of(sign | (rest >= 0x0f800000 ? rest | kInfBits : finite));
 }
 
 inline uint16_t float_float16(float value) {

@@ -23,6 +23,14 @@ def _pointer(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _found(who: str, count: torch.Tensor, index: torch.Tensor) -> int:
+    # The core reads so many entries of the index and columns of the limbs by address.
+    found, capacity = int(count[0]), index.shape[0]
+    if not 0 <= found <= capacity:
+        raise ValueError(f"{who}: outlier_count must hold 0..{capacity} columns; got {found}")
+    return found
+
+
 def _seed(rounding: str, seed: torch.Tensor | None) -> int:
     return int(seed.item()) if seed is not None and rounding == "stochastic" else 0
 
@@ -147,7 +155,7 @@ def linear_multiply(
         input_scale.data_ptr(),
         outlier_index.data_ptr(),
         outlier_index.shape[0],
-        int(outlier_count[0]),
+        _found("int8tile::linear_multiply", outlier_count, outlier_index),
         _matrix(weight),
         _NO_MATRIX if bias is None else _matrix(bias[None]),
         _pointer(packed_weight),
@@ -235,7 +243,7 @@ def linear_grad_weight(
         saved_limbs.data_ptr(),
         input_scale.data_ptr(),
         outlier_index.data_ptr(),
-        int(outlier_count[0]),
+        _found("int8tile::linear_grad_weight", outlier_count, outlier_index),
         in_features,
         granularity,
         scale,

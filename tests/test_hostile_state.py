@@ -1,0 +1,46 @@
+"""Arguments and thread settings that must not reach memory or change a value in silence."""
+
+import pytest
+import torch
+
+from int8tile import _core
+
+ops = torch.ops.int8tile
+
+
+def quantized():
+    torch.manual_seed(0)
+    x, w = torch.randn(8, 64), torch.randn(16, 64)
+    x[:, 3] *= 40
+    return x, w, ops.quantize_input(x)
+
+
+@pytest.mark.parametrize("found", [-1, 33, 500])
+def test_a_count_of_outliers_beyond_the_panels_is_refused(found):
+    _, w, (block, *saved) = quantized()
+    saved[-1] = torch.tensor([found, 0], dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"outlier_count must hold 0\.\.32 columns"):
+        ops.linear_multiply(block, *saved[2:], w)
+    with pytest.raises(ValueError, match=r"outlier_count must hold 0\.\.32 columns"):
+        ops.linear_grad_weight(torch.randn(8, 16), *saved, 64)
+
+
+def test_the_core_refuses_to_detect_outliers_with_a_negative_capacity():
+    x = torch.randn(4, 8)
+    matrix = (x.data_ptr(), 0, 4, 8, 8, 1)
+    with pytest.raises(ValueError, match="capacity must not be negative"):
+        _core.quantize_split(matrix, 5.0, 12, -1, "row", "absmax", 0, 0, 0, 0, 0, 1)
+
+
+def test_subnormal_halves_survive_a_thread_that_flushes_subnormals():
+    x = torch.full((8, 32), 3e-5, dtype=torch.float16)
+    weight = torch.eye(32, dtype=torch.float16)
+    plain = ops.linear(x, weight)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU cannot flush subnormals")
+    try:
+        flushed = ops.linear(x, weight, threshold=None)
+    finally:
+        torch.set_flush_denormal(False)
+    assert plain.count_nonzero() == plain.numel()
+    assert flushed.count_nonzero() == flushed.numel()
