@@ -19,7 +19,7 @@ import typer
 import int8tile
 from checks import require
 from int8tile import _core
-from report import environment, parsed, print_head, progress, write_json
+from report import environment, json_path, parsed, print_head, progress, write_json
 from shapes import Layer, parse_layers, parse_numbers
 from tables import gemm_table
 from timing import Candidate, Spread, Timing, alternate
@@ -202,6 +202,7 @@ def main(
     if smoke:
         shapes, tokens, threads, budget = "48x96", "33", "1", 0.05
     arguments = {name: value for name, value in locals().items() if name != "json"}
+    json = json_path(json)
     counts = parsed("threads", parse_numbers, threads, 1)
     if isa and isa not in _core.supported_isas():
         known = ", ".join(_core.supported_isas())

@@ -17,8 +17,8 @@ import typer
 from torch import nn
 
 from checks import check_exact, check_peer
-from peers import INT8TILE, Peer, Problem, builders, int8tile_config
-from report import choices, environment, parsed, print_head, progress, write_json
+from peers import INT8TILE, OURS, Peer, Problem, builders, int8tile_config, names
+from report import choices, environment, json_path, parsed, print_head, progress, write_json
 from shapes import Layer, parse_layers, parse_numbers
 from tables import linear_tables
 from timing import Candidate, alternate
@@ -62,13 +62,13 @@ class Case:
 
 
 def measure(
-    case: Case, names: set[str], compiled: bool, budget: float, skipped: dict[str, str]
+    case: Case, chosen: list[str], compiled: bool, budget: float, skipped: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
     """Check all candidates of a case, then time them in alternation.
 
     Args:
         case: What to run.
-        names: Candidates to run; empty for all.
+        chosen: Candidates to run, "fp32" among them; empty for all.
         compiled: Whether torch.compile's variants take part.
         budget: Seconds of timed rounds.
         skipped: Takes the reasons for candidates that cannot run here.
@@ -77,21 +77,27 @@ def measure(
         A record for each candidate.
 
     Raises:
-        CheckError: A candidate computes something else than it should.
+        CheckError: int8tile computes something else than it should. A peer is left out instead.
     """
     torch.set_num_threads(case.threads)
     problem = case.problem()
     split = check_exact(problem, int8tile_config(problem, True))
     peers: dict[str, Peer] = {}
+    errors: dict[str, list[float]] = {}
+    wanted: tuple[torch.Tensor, ...] = ()
     for name, build in builders(problem.frozen, problem.backward, compiled).items():
-        if names and name not in names | {"fp32"}:
+        if chosen and name not in chosen:
             continue
         try:
-            peers[name] = build(problem)
-        except ImportError as error:
-            skipped[name] = str(error)
-    wanted = peers["fp32"].run()
-    errors = {name: check_peer(name, peer, problem, wanted) for name, peer in peers.items()}
+            peer = build(problem)
+            wanted = wanted or peer.run()  # float32 comes first
+            errors[name] = check_peer(name, peer, problem, wanted)
+            peers[name] = peer
+        except (ImportError, RuntimeError, ValueError) as error:  # a CheckError among them
+            if name in OURS:
+                raise
+            missing = isinstance(error, ImportError)
+            skipped[name if missing else f"{name}: {case}"] = str(error)
     timings = alternate({name: Candidate(peer.run) for name, peer in peers.items()}, budget)
     operations = 2.0 * case.tokens * case.layer.n * case.layer.k
     gemms = 1 if not problem.backward else 2 if problem.frozen else 3
@@ -147,6 +153,7 @@ def main(
     if smoke:
         shapes, tokens, outliers, threads, budget = "48x96", "33", "4", "1", 0.05
     arguments = {name: value for name, value in locals().items() if name != "json"}
+    json = json_path(json)
     counts = parsed("threads", parse_numbers, threads, 1)
     cases = [
         Case(layer, m, o, weight, done, count)
@@ -158,14 +165,14 @@ def main(
         for o in parsed("outliers", parse_numbers, outliers)
         if o <= layer.k
     ]
-    wanted = {name.strip() for name in candidates.split(",") if name.strip()}
+    chosen = ["fp32", *parsed("candidates", choices, candidates, names())] if candidates else []
     facts = environment(counts)
     skipped: dict[str, str] = {}
     results: list[dict[str, Any]] = []
     with progress(len(cases)) as step:
         for case in cases:
             step(str(case))
-            results += measure(case, wanted, compiled, budget, skipped)
+            results += measure(case, chosen, compiled, budget, skipped)
     print_head(facts, skipped)
     linear_tables(results)
     write_json(json, "linear", arguments, facts, results, skipped)

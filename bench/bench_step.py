@@ -17,7 +17,7 @@ import typer
 
 from checks import op_counts, require
 from int8tile.finetune.memory import saved_bytes
-from report import choices, environment, parsed, print_head, progress, write_json
+from report import choices, environment, json_path, parsed, print_head, progress, write_json
 from shapes import parse_numbers
 from step_memory import peak_bytes
 from steps import ARMS, DROPOUTS, MODELS, WITHOUT_DROPOUT, Setup, Training, as_arm, loss_of
@@ -26,8 +26,11 @@ from timing import Candidate, alternate
 
 LOSS_TOLERANCE = 0.05  # of the float32 loss
 GRADIENT_TOLERANCE = 0.5  # |g - g32| / |g32| over all parameters: 60 degrees are 1
-# One call of each in every converted layer; the first layer's input may need no gradient.
-INT8_OPS = ("int8tile::linear_forward", "int8tile::linear_grad_weight")
+# Every converted layer calls one of each tuple once (the second where its input is shared).
+INT8_OPS = (
+    ("int8tile::linear_forward", "int8tile::linear_multiply"),
+    ("int8tile::linear_grad_weight",),
+)
 
 
 def check(training: Training, arm: str, wanted: tuple[float, torch.Tensor]) -> dict[str, float]:
@@ -54,9 +57,9 @@ def check(training: Training, arm: str, wanted: tuple[float, torch.Tensor]) -> d
         if layers:
             require(error > 0, f"{arm}: gradients equal float32's, so int8 did not run")
             ops = op_counts(lambda: loss_of(training.model, arm, training.batch).backward())
-            for op in INT8_OPS:
-                count = ops.get(op, 0)
-                require(count == layers, f"{arm}: {op} ran {count} times for {layers} layers")
+            for names in INT8_OPS:
+                count = sum(ops.get(name, 0) for name in names)
+                require(count == layers, f"{arm}: {names} ran {count} times for {layers} layers")
     training.optimizer.zero_grad(set_to_none=True)
     return {"loss": loss, "gradient_error": error, "int8_layers": layers}
 
@@ -130,6 +133,7 @@ def main(
     if smoke:
         dropout, arms, threads, budget = "off", "int8-split", "1", 0.1
     arguments = {name: value for name, value in locals().items() if name != "json"}
+    json = json_path(json)
     counts = parsed("threads", parse_numbers, threads, 1)
     chosen = parsed("arms", choices, arms, ARMS)
     wanted = list(dict.fromkeys(["fp32", *chosen]))

@@ -77,7 +77,8 @@ def check_peer(name: str, peer: Peer, problem: Problem, wanted: tuple[Tensor, ..
     require(len(got) == len(wanted), f"{name}: {len(got)} results, not {len(wanted)}")
     errors = [relative_error(a, b) for a, b in zip(got, wanted, strict=True)]
     tolerance = PLAIN_TOLERANCE if problem.outliers and not peer.split else SPLIT_TOLERANCE
-    require(max(errors) <= tolerance, f"{name}: errors {errors} above {tolerance}")
+    shown = ", ".join(f"{error:.2g}" for error in errors)
+    require(max(errors) <= tolerance, f"{name}: an error of {shown} is above {tolerance}")
     if name != "fp32":
         # With an error of exactly zero a float path ran in silence.
         require(errors[0] > 0, f"{name}: equals float32, so the int8 path did not run")

@@ -18,6 +18,7 @@ from int_mm import FrozenWeight, Functions, int_mm_linear
 
 BITSANDBYTES_THRESHOLD = 6.0
 INT8TILE = "int8-split"
+OURS = ("fp32", "int8", INT8TILE)  # must run and be right; the others may drop out
 Layer = Callable[[Tensor], Tensor]
 
 
@@ -144,6 +145,13 @@ def _torchao_training(problem: Problem, compiled: bool = False) -> Peer:
 def _torchao_dynamic(problem: Problem, compiled: bool = False) -> Peer:
     name = "Int8DynamicActivationInt8WeightConfig"
     return _torchao(name, "torchao.quantization", problem, compiled)
+
+
+def names() -> list[str]:
+    """List all candidates, installed or not."""
+    flags = (False, True)
+    every = [builders(frozen, backward, True) for frozen in flags for backward in flags]
+    return list(dict.fromkeys(name for found in every for name in found))
 
 
 def builders(frozen: bool, backward: bool, compiled: bool) -> dict[str, Callable[[Problem], Peer]]:

@@ -22,6 +22,7 @@ COLORS = {
     "bf16": "#bcbd22",
     "int8": "#9ecae1",
     "int8-split": "#08519c",
+    "int8-shared": "#4292c6",
     "int8tile": "#08519c",
     "int_mm": "#fd8d3c",
     "int_mm compiled": "#d94801",
@@ -115,6 +116,8 @@ def peers(results: Sequence[Result], environment: Mapping[str, Any]) -> Figure:
         for number, label in enumerate(labels):
             for place, name in enumerate(_names(rows)):
                 found = [r for r in rows if r["layer"] == label and r["candidate"] == name]
+                if not found:
+                    continue  # left out of this shape
                 speed = _geometric_mean(r["speed_against_fp32"]["median"] for r in found)
                 width = 0.8 / len(labels)
                 at = place + width * (number - (len(labels) - 1) / 2)
@@ -187,7 +190,7 @@ def steps(results: Sequence[Result], environment: Mapping[str, Any]) -> Figure:
         axes.set_xticks([number + 0.3 for number in range(len(groups))], names, fontsize=8)
         axes.axhline(1, color="black", lw=0.8)
         axes.set(title=f"{title}, float32 = 1")
-    panels[0].legend()
+    figure.legend(loc="outside lower center", ncols=len(arms))
     figure.suptitle(f"training steps, {results[0]['tokens']} tokens; {environment['cpu']}")
     return figure
 

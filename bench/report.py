@@ -64,6 +64,21 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def json_path(path: Path | None) -> Path | None:
+    """Check, before any work, that results can be written to `path`."""
+    if path is None:
+        return None
+    existed = path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise typer.BadParameter(f"cannot write {path}: {error}", param_hint="--json") from None
+    if not existed:
+        path.unlink()
+    return path
+
+
 def write_json(
     path: Path | None,
     benchmark: str,
@@ -82,7 +97,6 @@ def write_json(
         "skipped": skipped,
         "results": results,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 

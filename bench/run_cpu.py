@@ -1,6 +1,6 @@
 """Runs all CPU benchmarks and draws their plots: bench/results/cpu.json and *.png.
 
-    python bench/run_cpu.py              # everything, about 40 minutes on 2 cores
+    python bench/run_cpu.py              # everything, about an hour on 2 cores
     python bench/run_cpu.py --parts step # one part again; the others keep their numbers
 
 Each part runs in a process of its own. Start reading at `PARTS`.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import int8tile
 from int8tile import Int8TileConfig
 
-ARMS = ("fp32", "bf16", "int8", "int8-split")
+ARMS = ("fp32", "bf16", "int8", "int8-split", "int8-shared")
 MODELS = ("bert-base", "minilm", "llama")
 DROPOUTS = ("on", "off")
 WITHOUT_DROPOUT = ("llama",)
@@ -117,8 +117,8 @@ def convert(model: nn.Module, arm: str) -> int:
     """Turn a float model into an arm, in place; give the number of int8 layers."""
     if arm == "int8":
         return len(int8tile.convert_(model, Int8TileConfig(threshold=None)).converted)
-    if arm == "int8-split":
-        return len(int8tile.convert_(model).converted)
+    if arm in ("int8-split", "int8-shared"):
+        return len(int8tile.convert_(model, share_inputs=arm == "int8-shared").converted)
     return 0
 
 

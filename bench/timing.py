@@ -17,6 +17,7 @@ from typing import Any
 MIN_ROUNDS = 5
 MAX_ROUNDS = 200
 SLOW_ROUNDS = 3  # what a candidate gets that alone would use up the budget
+WARM_SECONDS = 0.5  # a first call longer than this says enough about the next
 SAMPLE_SECONDS = 0.01  # shorter calls are repeated until a sample lasts this long
 
 
@@ -104,8 +105,9 @@ def alternate(
     repeats = {}
     slow = set()
     for name, candidate in candidates.items():
-        _sample(candidate, 1)  # allocates, packs, compiles
-        once, _ = _sample(candidate, 1)
+        once, _ = _sample(candidate, 1)  # allocates and packs
+        if once < WARM_SECONDS:
+            once, _ = _sample(candidate, 1)
         repeats[name] = max(1, round(SAMPLE_SECONDS / once))
         if once * min_rounds > budget:
             slow.add(name)

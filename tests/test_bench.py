@@ -107,9 +107,10 @@ def test_run_cpu_collects_and_draws(tmp_path):
         ("bench_gemm.py", ("--isa", "sse"), "this CPU runs"),
         ("bench_gemm.py", ("--threads", "0"), "at least 1"),
         ("bench_linear.py", ("--shapes", "gpt"), "a shape must be NxK"),
+        ("bench_linear.py", ("--json", "/dev/null/out.json"), "cannot write"),
         ("run_cpu.py", ("--smoke",), "must not replace"),
     ],
-    ids=["isa", "threads", "shapes", "output"],
+    ids=["isa", "threads", "shapes", "json", "output"],
 )
 def test_bad_options_are_refused(script, options, message):
     done = run(script, *options)
