@@ -16,7 +16,7 @@ import torch
 import typer
 
 from checks import op_counts, require
-from int8tile.finetune.memory import saved_bytes
+from int8tile.finetune.memory import release_memory, saved_bytes
 from report import choices, environment, json_path, parsed, print_head, progress, write_json
 from shapes import parse_numbers
 from step_memory import peak_bytes
@@ -152,6 +152,7 @@ def main(
             step(f"{setup}, {count} threads")
             results += measure(setup, wanted, count, budget, weighed)
             weighed = [] if smoke else weighed
+            release_memory()
     print_head(facts, {})
     step_table(results)
     write_json(json, "step", arguments, facts, results, {})

@@ -1,7 +1,9 @@
 """Fine-tuning: settings, model, stress, memory, timing, output, and whole runs."""
 
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -162,6 +164,19 @@ def test_stress_leaves_tied_and_narrow_linears_alone():
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(8, 64))
     model[1].weight = model[0].weight
     assert len(Stress(model, 8.0)) == 0
+
+
+def test_saved_bytes_leaves_no_graph_behind():
+    seen = []
+
+    def loss():
+        y = torch.ones(9, requires_grad=True).exp()  # a node that saves its own output
+        seen.append(weakref.ref(y))
+        return y.sum()
+
+    assert memory.saved_bytes(nn.Module(), loss) == 4 * 9
+    gc.collect()
+    assert seen[0]() is None
 
 
 def test_saved_bytes_counts_each_activation_once():

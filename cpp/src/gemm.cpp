@@ -161,6 +161,9 @@ void add_bias_and_store(const GemmPlan& plan, const Epilogue& epilogue, const fl
 }  // namespace
 
 void gemm(const GemmPlan& plan, const GemmOperands& operands, const Epilogue& epilogue) {
+  const OutputView& out = epilogue.out;
+  if (out.row_stride == plan.n)
+    prepare_pages(out.data, plan.m * plan.n * element_size(out.dtype), plan.threads);
   if (plan.slices.size() == 1) return run_slice(plan, operands, 0, {&epilogue, nullptr, false});
   const Workspace<FloatOutput> sum(plan.m * plan.n);
   Epilogue partial = epilogue;

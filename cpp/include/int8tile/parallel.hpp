@@ -13,6 +13,11 @@ namespace int8tile {
 /// not throw: no exception can leave a parallel region.
 void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t, int)>& body);
 
+/// Maps fresh memory that is about to be overwritten, in huge pages where the system grants them.
+/// Left to the writes, faults of 4 KiB pages take longer than the GEMM that fills a large output.
+/// Does nothing to small blocks. The contents are lost.
+void prepare_pages(void* data, int64_t bytes, int threads);
+
 inline constexpr int64_t kAlignment = 64;
 
 /// Hands out 64-byte aligned arrays. Without a block it only measures, so the same layout code

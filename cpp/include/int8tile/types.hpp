@@ -13,6 +13,7 @@ inline constexpr int kMaxOutlierBits = 15;
 inline constexpr float kZeroAbsmax = 1e-30f;  // a row whose absmax is below this counts as zero
 
 enum class DType { kFloat32, kBFloat16, kFloat16 };
+constexpr int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 enum class Granularity { kRow, kTensor };
 enum class ScaleKind { kAbsmax, kPow2 };
 enum class Rounding { kNearest, kStochastic };

@@ -39,17 +39,17 @@ def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
         Bytes saved for backward.
     """
     lasting = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    saved: dict[int, torch.Tensor] = {}  # held, so that no address is used twice
+    saved: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in lasting:
-            saved.setdefault(address, tensor)
-        return tensor
+    def keep(tensor: torch.Tensor) -> None:
+        # Nothing is handed to autograd: a graph that holds its own output is never freed.
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in lasting:
+            saved.setdefault(storage.data_ptr(), storage)
 
     with (
         torch.random.fork_rng(devices=[]),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda _: None),
     ):
         loss()
-    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
+    return sum(storage.nbytes() for storage in saved.values())
