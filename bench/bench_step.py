@@ -29,7 +29,7 @@ GRADIENT_TOLERANCE = 0.5  # |g - g32| / |g32| over all parameters: 60 degrees ar
 # Every converted layer calls one of each tuple once (the second where its input is shared).
 INT8_OPS = (
     ("int8tile::linear_forward", "int8tile::linear_multiply"),
-    ("int8tile::linear_grad_weight",),
+    ("int8tile::linear_grad_weight", "int8tile::linear_backward"),
 )
 
 

@@ -83,12 +83,25 @@ class Forward:
     high: np.ndarray
     scale: np.ndarray
     index: np.ndarray  # [capacity]
-    found: int
-    overflow: int
+    count: np.ndarray  # found, overflow
+
+    @property
+    def found(self):
+        return int(self.count[0])
+
+    @property
+    def overflow(self):
+        return int(self.count[1])
 
     @property
     def columns(self):
         return self.index[: self.found]
+
+    @property
+    def addresses(self):
+        """What the backward calls take of it."""
+        arrays = (self.regular, self.high, self.scale, self.index, self.count)
+        return *map(_address, arrays), len(self.index)
 
 
 def unpack(panels, rows, depth, isa):
@@ -127,7 +140,8 @@ def forward(
     regular = Result(_panel_bytes(k, m, isa), np.uint8)
     high = Result(_panel_bytes(capacity, m, isa), np.uint8)
     scale, index = Result(m, np.float32), Result(capacity, np.int32)
-    found, overflow = _core.linear_forward(
+    count = Result(2, np.int32)
+    _core.linear_forward(
         matrix(x),
         matrix(w),
         NO_MATRIX if bias is None else matrix(bias[None]),
@@ -140,11 +154,12 @@ def forward(
         high.address if save else 0,
         scale.address,
         index.address,
+        count.address,
         matrix(y.array),
         threads,
         isa,
     )
-    return Forward(*_checked(y, regular, high, scale, index), found, overflow)
+    return Forward(*_checked(y, regular, high, scale, index, count))
 
 
 def grad_input(g, w, options=DEFAULT, *, isa="", threads=1, out="float32", packed=None):
@@ -167,9 +182,7 @@ def grad_weight(g, saved, k, options=DEFAULT, *, isa="", threads=1, out="float32
     result, bias = Result((n, k), STORAGE[out]), Result(n, np.float32)
     _core.linear_grad_weight(
         matrix(g),
-        *(_address(array) for array in (saved.regular, saved.high, saved.scale, saved.index)),
-        saved.found,
-        k,
+        saved.addresses,
         *options.grad.values(),
         matrix(result.array),
         bias.address,
@@ -177,6 +190,23 @@ def grad_weight(g, saved, k, options=DEFAULT, *, isa="", threads=1, out="float32
         isa,
     )
     return _checked(result, bias)
+
+
+def backward(g, w, saved, options=DEFAULT, *, isa="", threads=1, out="float32"):
+    """grad_x [m, k], grad_w [n, k] and grad_bias [n] by the call that makes all three."""
+    n, k = w.shape
+    results = Result((len(g), k), STORAGE[out]), Result((n, k), STORAGE[out]), Result(n, np.float32)
+    _core.linear_backward(
+        matrix(g),
+        matrix(w),
+        saved.addresses,
+        *options.grad.values(),
+        *(matrix(result.array) for result in results[:2]),
+        results[2].address,
+        threads,
+        isa,
+    )
+    return _checked(*results)
 
 
 def quantize(x, fold=None, options=DEFAULT, *, gemm_id=0, transposed=False, isa="", threads=1):
@@ -195,17 +225,18 @@ def quantize_split(x, options=DEFAULT, *, isa="", threads=1):
     capacity = capacity_of(options, k)
     limbs = [Result((m, capacity), np.int8) for _ in range(2)]
     results = [Result((m, k), np.int8), *limbs, Result(m, np.float32), Result(capacity, np.int32)]
-    counts = _core.quantize_split(
+    counts = Result(2, np.int32)
+    _core.quantize_split(
         matrix(x),
         options.threshold or 0.0,
         options.bits,
         capacity,
         *options.scales.values(),
-        *(result.address for result in results),
+        *(result.address for result in (*results, counts)),
         threads,
         isa,
     )
-    return _checked(*results), counts
+    return _checked(*results), tuple(counts.checked())
 
 
 def gemm(a, b, a_high=None, b_high=None, *, isa="", threads=1):
@@ -240,5 +271,9 @@ def assert_matches_reference(
     expected = reference.grad_input(load(g), load(w), **options.grad)
     assert_same(grad_input(g, w, options, **run), store(expected, out))
     expected = reference.grad_weight(load(g), split, **options.grad)
-    assert_same(grad_weight(g, result, x.shape[1], options, **run)[0], store(expected, out))
+    separate = grad_weight(g, result, x.shape[1], options, **run)
+    assert_same(separate[0], store(expected, out))
+    together = backward(g, w, result, options, **run)
+    for one, other in zip(together, (grad_input(g, w, options, **run), *separate), strict=True):
+        assert_same(one, other)
     return result

@@ -55,12 +55,23 @@ def stochastic(**options):
     return grad_input(rounding="stochastic", **options)
 
 
-def grad_weight(grad_output=None, features=4, **options):
-    """After linear_forward of [2, 4] by [3, 4], with some of the saved tensors replaced."""
+def saved_with(options):
+    """What linear_forward saves of [2, 4] by [3, 4], with tensors named in options replaced."""
     _, *saved = ops.linear_forward(z(2, 4), z(3, 4))
-    saved = [options.pop(name, old) for name, old in zip(SAVED_NAMES, saved, strict=True)]
+    return [options.pop(name, old) for name, old in zip(SAVED_NAMES, saved, strict=True)]
+
+
+def grad_weight(grad_output=None, features=4, **options):
+    saved = saved_with(options)
     grad_output = z(2, 3) if grad_output is None else grad_output
     return ops.linear_grad_weight(grad_output, *saved, features, **options)
+
+
+def backward(grad_output=None, weight=None, **options):
+    saved = saved_with(options)
+    grad_output = z(2, 3) if grad_output is None else grad_output
+    weight = z(3, 4) if weight is None else weight
+    return ops.linear_backward(grad_output, weight, *saved, **options)
 
 
 def packed(change=lambda panels: panels, scale=None, rows=3):
@@ -144,6 +155,18 @@ VALUE_ERRORS = {
         ("outlier_count must be", lambda: grad_weight(outlier_count=i64(2))),
         (f"{SEED} None", lambda: grad_weight(rounding="stochastic")),
     ],
+    "linear_backward": [
+        ("grad_output must have 2 dimensions; got [1, 2, 3]", lambda: backward(z(1, 2, 3))),
+        (
+            "weight must be [5, k] to match grad_output [2, 5]; got [3, 4]",
+            lambda: backward(z(2, 5)),
+        ),
+        (f"{SAVED} [40, 4], uint8", lambda: backward(z(40, 3))),
+        (f"{SAVED} [2, 200], uint8", lambda: backward(weight=z(3, 200))),
+        ("input_scale must be", lambda: backward(input_scale=f64(2))),
+        ("outlier_count must be", lambda: backward(outlier_count=i64(2))),
+        (f"{SEED} None", lambda: backward(rounding="stochastic")),
+    ],
     "pack_weight": [
         ("weight must have 2 dimensions; got [4]", lambda: ops.pack_weight(z(4))),
     ],
@@ -206,6 +229,11 @@ TYPE_ERRORS = {
     "linear_grad_weight": [
         (f"grad_output {FLOATS} torch.float64", lambda: grad_weight(f64(2, 3))),
         (f"out_dtype {FLOATS} torch.int32", lambda: grad_weight(out_dtype=torch.int32)),
+    ],
+    "linear_backward": [
+        (f"grad_output {FLOATS} torch.float64", lambda: backward(f64(2, 3))),
+        (f"weight {FLOATS} torch.int8", lambda: backward(weight=i8(3, 4))),
+        (f"out_dtype {FLOATS} torch.int32", lambda: backward(out_dtype=torch.int32)),
     ],
     "pack_weight": [(f"weight {FLOATS} torch.int8", lambda: ops.pack_weight(i8(3, 4)))],
     "quantize": [(f"input {FLOATS} torch.int64", lambda: ops.quantize(i64(2, 3)))],

@@ -127,11 +127,12 @@ def test_an_output_with_room_around_its_rows_is_filled_in_place(isa, start, shap
     assert _core.plan(m, n, 20, 0, 12, 2, isa).stream == (m == 700)
     x, w, acc = exact_layer(rng, m, n, 20)
     result, scale = Result((m, n + 16), STORAGE[out]), Result(m, np.float32)
+    count = Result(2, np.int32)
     before = result.array.copy()
     view = result.array[:, start : start + n]
     _core.linear_forward(
         matrix(x), matrix(w), NO_MATRIX, 0, 0, 0.0, 12, 0, "row", "absmax", 0, 0,
-        scale.address, 0, matrix(view), 2, isa,
+        scale.address, 0, count.address, matrix(view), 2, isa,
     )  # fmt: skip
     before[:, start : start + n] = store(acc.astype(np.float32), out)
     assert result.checked().tobytes() == before.tobytes()

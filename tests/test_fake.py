@@ -11,6 +11,7 @@ from refusals import (
     SPLIT_OPTIONS,
     TYPE_ERRORS,
     VALUE_ERRORS,
+    backward,
     forward,
     grad_input,
     grad_weight,
@@ -31,6 +32,8 @@ CALLS = {
     "linear_grad_input_stochastic": lambda: grad_input(rounding="stochastic", seed=i64(1)),
     "linear_grad_weight": grad_weight,
     "linear_grad_weight_without_bias": lambda: grad_weight(with_bias=False),
+    "linear_backward": backward,
+    "linear_backward_without_bias": lambda: backward(with_bias=False, out_dtype=torch.float16),
     "pack_weight": lambda: ops.pack_weight(z(70, 33)),
     "pack_weight_transposed": lambda: ops.pack_weight(z(70, 33), transpose=True),
     "quantize": lambda: ops.quantize(z(5, 9)),
@@ -64,6 +67,7 @@ def refusals():
     for message, options in gradient:
         yield pytest.param(lambda o=options: grad_input(**o), id=f"linear_grad_input: {message}")
         yield pytest.param(lambda o=options: grad_weight(**o), id=f"linear_grad_weight: {message}")
+        yield pytest.param(lambda o=options: backward(**o), id=f"linear_backward: {message}")
         yield pytest.param(lambda o=options: ops.quantize(z(2, 4), **o), id=f"quantize: {message}")
 
 

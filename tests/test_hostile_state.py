@@ -23,13 +23,15 @@ def test_a_count_of_outliers_beyond_the_panels_is_refused(found):
         ops.linear_multiply(block, *saved[2:], w)
     with pytest.raises(ValueError, match=r"outlier_count must hold 0\.\.32 columns"):
         ops.linear_grad_weight(torch.randn(8, 16), *saved, 64)
+    with pytest.raises(ValueError, match=r"linear_backward: outlier_count must hold 0\.\.32"):
+        ops.linear_backward(torch.randn(8, 16), w, *saved)
 
 
 def test_the_core_refuses_to_detect_outliers_with_a_negative_capacity():
     x = torch.randn(4, 8)
     matrix = (x.data_ptr(), 0, 4, 8, 8, 1)
     with pytest.raises(ValueError, match="capacity must not be negative"):
-        _core.quantize_split(matrix, 5.0, 12, -1, "row", "absmax", 0, 0, 0, 0, 0, 1)
+        _core.quantize_split(matrix, 5.0, 12, -1, "row", "absmax", 0, 0, 0, 0, 0, 0, 1)
 
 
 def test_subnormal_halves_survive_a_thread_that_flushes_subnormals():

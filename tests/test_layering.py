@@ -35,7 +35,7 @@ LAYERS = {
     "cli": 7,
     "__main__": 8,
 }
-SYSTEM_HEADERS = {"immintrin.h", "omp.h", "unistd.h"}
+SYSTEM_HEADERS = {"immintrin.h", "omp.h", "sys/mman.h", "unistd.h"}
 FOREIGN = re.compile(r"cuda|cublas|cutlass|cute/|torch|ATen|c10/|pybind11|Python\.h")
 
 

@@ -76,13 +76,24 @@ def test_linear_grad_weight(x):
     check("linear_grad_weight", g, *saved, 30, with_bias=False, out_dtype=torch.float16)
 
 
+@EACH_INPUT
+def test_linear_backward(x):
+    g = x()
+    w = randn(40, 30, seed=1, requires_grad=g.requires_grad)
+    saved = saved_for(activations(len(g), 30), w.detach())
+    check("linear_backward", g, w, *saved)
+    check("linear_backward", g, w, *saved, with_bias=False, out_dtype=torch.float16)
+
+
 @EACH_OPTION
 def test_gradients_of_each_option(options):
     x, w, g = activations(9, 40), randn(7, 40, seed=1), randn(9, 7, seed=2)
     scales = {name: value for name, value in options.items() if name in PAPER}
     how = {"rounding": "stochastic", "seed": SEED, **scales}
     check("linear_grad_input", g, w, **how)
-    check("linear_grad_weight", g, *saved_for(x, w, **options), 40, **how)
+    saved = saved_for(x, w, **options)
+    check("linear_grad_weight", g, *saved, 40, **how)
+    check("linear_backward", g, w, *saved, **how)
 
 
 @EACH_INPUT

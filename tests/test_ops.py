@@ -129,12 +129,16 @@ def test_gradients_equal_the_reference(rounding, scales, dtype):
     same(grad_input, expected.grad_input)
     same(grad_weight, expected.grad_weight)
     torch.testing.assert_close(grad_bias, g.float().sum(0), rtol=1e-5, atol=1e-6)
+    together = ops.linear_backward(g, w, *saved, seed=SEED, **how)
+    for one, other in zip(together, (grad_input, grad_weight, grad_bias), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_grad_bias_is_computed_only_where_wanted():
     x, w, g = activations(9, 20), randn(30, 20, seed=1), randn(9, 30, seed=2)
     _, *saved = ops.linear_forward(x, w)
     assert ops.linear_grad_weight(g, *saved, 20, with_bias=False)[1].shape == (0,)
+    assert ops.linear_backward(g, w, *saved, with_bias=False)[2].shape == (0,)
 
 
 @pytest.mark.parametrize("transpose", [False, True], ids=["rows", "columns"])

@@ -196,10 +196,11 @@ void fill_zero(const OutputView& out, int64_t rows, int64_t cols, const CpuFacts
 
 }  // namespace
 
-void linear_grad_input(const GradInputArgs& args, const CpuFacts& cpu) {
+namespace {
+
+// `columns` are gathered of g in the same pass; may be null.
+void grad_input(const GradInputArgs& args, const CpuFacts& cpu, const ColumnStats* columns) {
   const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
-  if (n == 0) return fill_zero(args.out, m, k, cpu);
-  if (m == 0 || k == 0) return;
   const GemmPlan plan = plan_gemm(m, k, n, 0, kMaxOutlierBits, cpu);
   const Workspace<GradInputScratch> scratch(plan, !args.packed.panels);
   const GradInputScratch& at = scratch.at;
@@ -207,7 +208,8 @@ void linear_grad_input(const GradInputArgs& args, const CpuFacts& cpu) {
   targets.a = at.a;
   targets.compensation = at.compensation;
   targets.slices = &plan.slices;
-  quantize_rows(args.grad_output, nullptr, args.spec, cpu, targets, nullptr, at.grad_scale);
+  quantize_rows(args.grad_output, nullptr, args.spec, cpu, targets, nullptr, at.grad_scale,
+                columns);
   PackedWeight weight = args.packed;
   if (!weight.panels) {
     pack_weight(args.weight, args.spec, true, cpu, at.b, at.weight_scale);
@@ -218,6 +220,14 @@ void linear_grad_input(const GradInputArgs& args, const CpuFacts& cpu) {
   operands.b = weight.panels;
   operands.compensation = at.compensation;
   gemm(plan, operands, {at.grad_scale, weight.scale, nullptr, args.out});
+}
+
+}  // namespace
+
+void linear_grad_input(const GradInputArgs& args, const CpuFacts& cpu) {
+  const int64_t m = args.grad_output.rows, k = args.in_features;
+  if (args.grad_output.cols == 0) return fill_zero(args.out, m, k, cpu);
+  if (m > 0 && k > 0) grad_input(args, cpu, nullptr);
 }
 
 namespace {
@@ -272,33 +282,54 @@ void limb_columns(const GradWeightArgs& args, const GemmPlan& plan, const GradWe
   }
 }
 
-}  // namespace
+// Row scales of x lie on the summed axis, so they are folded into g; a tensor scale is not.
+const float* fold_of(const GradWeightArgs& args) {
+  return args.spec.granularity == Granularity::kTensor ? nullptr : args.input_scale;
+}
 
-void linear_grad_weight(const GradWeightArgs& args, const CpuFacts& cpu) {
+// absmax // [n] bits, of the columns of g times its fold
+void grad_weight(const GradWeightArgs& args, const uint32_t* absmax, const CpuFacts& cpu) {
   const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
-  if (m == 0) {
-    if (args.grad_bias) std::fill_n(args.grad_bias, n, 0.0f);
-    return fill_zero(args.out, n, k, cpu);
-  }
   const GemmPlan plan = plan_gemm(n, k, m, 0, kMaxOutlierBits, cpu);
   const Workspace<GradWeightScratch> scratch(plan, args.outliers);
   const GradWeightScratch& at = scratch.at;
-  const bool tensor = args.spec.granularity == Granularity::kTensor;
   QuantizeTargets targets;
   targets.a_transposed = at.a;
   targets.compensation = at.compensation;
   targets.slices = &plan.slices;
-  // Row scales of x lie on the summed axis, so they are folded into g; a tensor scale is not.
-  quantize_columns(args.grad_output, tensor ? nullptr : args.input_scale, args.spec, cpu, targets,
-                   at.grad_scale, args.grad_bias);
-  std::fill_n(at.input_scale, k, tensor ? args.input_scale[0] : 1.0f);
-  if (n == 0 || k == 0) return;
+  const float* fold = fold_of(args);
+  quantize_columns(args.grad_output, fold, absmax, args.spec, cpu, targets, at.grad_scale);
+  std::fill_n(at.input_scale, k, fold ? 1.0f : args.input_scale[0]);
   GemmOperands operands;
   operands.a = at.a;
   operands.b = args.saved_regular;
   operands.compensation = at.compensation;
   gemm(plan, operands, {at.grad_scale, at.input_scale, nullptr, args.out});
   if (args.outliers > 0) limb_columns(args, plan, at);
+}
+
+}  // namespace
+
+void linear_grad_weight(const GradWeightArgs& args, const CpuFacts& cpu) {
+  const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
+  std::vector<uint32_t> absmax(static_cast<std::size_t>(n));
+  column_stats(args.grad_output, {fold_of(args), false, absmax.data(), args.grad_bias}, cpu);
+  if (m == 0) return fill_zero(args.out, n, k, cpu);
+  if (n > 0 && k > 0) grad_weight(args, absmax.data(), cpu);
+}
+
+void linear_backward(const GradInputArgs& input, const GradWeightArgs& weight,
+                     const CpuFacts& cpu) {
+  const int64_t m = weight.grad_output.rows, n = weight.grad_output.cols, k = weight.in_features;
+  if (m == 0 || n == 0 || k == 0) {
+    linear_grad_input(input, cpu);
+    linear_grad_weight(weight, cpu);
+    return;
+  }
+  std::vector<uint32_t> absmax(static_cast<std::size_t>(n));
+  const ColumnStats columns{fold_of(weight), false, absmax.data(), weight.grad_bias};
+  grad_input(input, cpu, &columns);
+  grad_weight(weight, absmax.data(), cpu);
 }
 
 }  // namespace int8tile

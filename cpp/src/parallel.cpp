@@ -30,7 +30,8 @@ void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t, 
 void prepare_pages(void* data, int64_t bytes, int threads) {
 #ifdef MADV_HUGEPAGE
   constexpr int64_t kHugePage = 2 << 20;
-  const int64_t unaligned = static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(data)) % kHugePage;
+  const int64_t unaligned =
+      static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(data)) % kHugePage;
   const int64_t skipped = (kHugePage - unaligned) % kHugePage;
   const int64_t pages = (bytes - skipped) / kHugePage;
   if (pages < 1) return;

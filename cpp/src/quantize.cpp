@@ -6,9 +6,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <vector>
 
-#include "int8tile/outliers.hpp"
 #include "int8tile/parallel.hpp"
 #include "pack.hpp"
 #include "rows.hpp"
@@ -64,8 +64,8 @@ struct StripScratch {
       : stride(round_up(cols, kDepthAlign)),
         high_stride(round_up(outliers, kDepthAlign)),
         row_stride(round_up(cols, 16)),
-        strip_bytes(strip_rows * stride),
-        high_bytes(strip_rows * high_stride),
+        strip_bytes(round_up(strip_rows, kDepthAlign) * stride),
+        high_bytes(round_up(strip_rows, kDepthAlign) * high_stride),
         q(arena.take<int8_t>(threads * strip_bytes)),
         high(arena.take<int8_t>(threads * high_bytes)),
         low(arena.take<int8_t>(threads * high_bytes)),
@@ -77,11 +77,10 @@ struct StripScratch {
   uint8_t* interleaved;
 };
 
-const float* load_folded(const Kernel& kernel, const MatrixView& x, const float* fold, int64_t i,
-                         float* buffer) {
-  const float* row = load_row(kernel, x, i, buffer);
+// The row itself, or times its fold in `buffer`.
+const float* folded(const float* row, int64_t cols, const float* fold, int64_t i, float* buffer) {
   if (!fold) return row;
-  for (int64_t j = 0; j < x.cols; ++j) buffer[j] = row[j] * fold[i];
+  for (int64_t j = 0; j < cols; ++j) buffer[j] = row[j] * fold[i];
   return buffer;
 }
 
@@ -108,7 +107,8 @@ Scale tensor_scale_of_rows(const MatrixView& x, const float* fold, const Quantiz
     const auto t = static_cast<std::size_t>(thread);
     const int64_t end = std::min(x.rows, (block + 1) * kRowsPerStripA);
     for (int64_t i = block * kRowsPerStripA; i < end; ++i) {
-      const float* row = load_folded(*cpu.kernel, x, fold, i, buffers + thread * buffer_stride);
+      float* buffer = buffers + thread * buffer_stride;
+      const float* row = folded(load_row(*cpu.kernel, x, i, buffer), x.cols, fold, i, buffer);
       const uint32_t* mask = outliers && outliers->count ? outliers->mask : nullptr;
       regular[t] = std::max(regular[t], cpu.kernel->absmax_bits(row, mask, x.cols));
       if (outliers) outlier[t] = std::max(outlier[t], outlier_absmax(row, *outliers));
@@ -131,6 +131,7 @@ struct RowPass {
   float* scale;
   const StripScratch& scratch;
   std::vector<Slice> slices;
+  const ColumnPass* columns;
 
   int64_t outlier_count() const { return outliers ? outliers->count : 0; }
 
@@ -160,8 +161,7 @@ struct RowPass {
     }
   }
 
-  void one_row(int64_t i, int8_t* q, int8_t* high, int8_t* low, float* buffer) const {
-    const float* row = load_folded(kernel, x, fold, i, buffer);
+  void one_row(int64_t i, const float* row, int8_t* q, int8_t* high, int8_t* low) const {
     const Scale s = tensor ? *tensor : row_scale(kernel, row, x.cols, spec, outliers);
     scale[i] = s.scale;
     const int64_t count = outlier_count();
@@ -217,9 +217,12 @@ struct RowPass {
     int8_t* low = scratch.low + thread * scratch.high_bytes;
     uint8_t* interleaved = scratch.interleaved + thread * scratch.stride * kGroup;
     float* buffer = scratch.row + thread * scratch.row_stride;
-    for (int64_t r = 0; r < rows; ++r)
-      one_row(first + r, q + r * scratch.stride, high + r * scratch.high_stride,
-              low + r * scratch.high_stride, buffer);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* row = load_row(kernel, x, first + r, buffer);
+      if (columns) columns->add(first + r, row, thread);
+      one_row(first + r, folded(row, x.cols, fold, first + r, buffer), q + r * scratch.stride,
+              high + r * scratch.high_stride, low + r * scratch.high_stride);
+    }
     const int64_t padding = round_up(rows, kDepthAlign) - rows;
     std::memset(q + rows * scratch.stride, 0, static_cast<std::size_t>(padding * scratch.stride));
     std::memset(high + rows * scratch.high_stride, 0,
@@ -246,11 +249,27 @@ struct RowPass {
 
 }  // namespace
 
+namespace {
+
+// Few rows make smaller strips, so that every thread has some; only transposed targets and column
+// sums need whole ones.
+int64_t rows_per_strip(int64_t rows, const CpuFacts& cpu, const QuantizeTargets& targets,
+                       const ColumnStats* columns) {
+  if (targets.b) return kRowsPerStripB;
+  if (targets.b_transposed || columns) return kRowsPerStripA;
+  return std::clamp<int64_t>(round_up(ceil_div(rows, 2 * cpu.threads), kTileRows), kTileRows,
+                             kRowsPerStripA);
+}
+
+}  // namespace
+
 void quantize_rows(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
                    const CpuFacts& cpu, const QuantizeTargets& targets,
-                   const OutlierTargets* outliers, float* scale) {
-  if (x.rows == 0) return;
-  const int64_t strip_rows = targets.b ? kRowsPerStripB : kRowsPerStripA;
+                   const OutlierTargets* outliers, float* scale, const ColumnStats* columns) {
+  static_assert(kColumnBlock == kRowsPerStripA);
+  std::optional<ColumnPass> column_pass;
+  if (columns) column_pass.emplace(*columns, cpu, x.rows, x.cols);
+  const int64_t strip_rows = rows_per_strip(x.rows, cpu, targets, columns);
   const int64_t strips = ceil_div(x.rows, strip_rows);
   const Workspace<StripScratch> scratch(cpu.threads, strip_rows, x.cols,
                                         outliers ? outliers->count : 0);
@@ -267,11 +286,13 @@ void quantize_rows(const MatrixView& x, const float* fold, const QuantizeSpec& s
                      spec.granularity == Granularity::kTensor ? &tensor : nullptr,
                      scale,
                      scratch.at,
-                     targets.slices ? *targets.slices : std::vector<Slice>{{0, x.cols}}};
+                     targets.slices ? *targets.slices : std::vector<Slice>{{0, x.cols}},
+                     column_pass ? &*column_pass : nullptr};
   parallel_for(cpu.threads, strips, [&](int64_t s, int thread) {
     const int64_t first = s * strip_rows;
     pass.strip(first, std::min(strip_rows, x.rows - first), thread);
   });
+  if (column_pass) column_pass->finish();
 }
 
 namespace {
@@ -297,14 +318,12 @@ std::size_t slice_of(const std::vector<Slice>& slices, int64_t row) {
 
 }  // namespace
 
-void quantize_columns(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
-                      const CpuFacts& cpu, const QuantizeTargets& targets, float* scale,
-                      float* column_sum) {
+void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* absmax,
+                      const QuantizeSpec& spec, const CpuFacts& cpu, const QuantizeTargets& targets,
+                      float* scale) {
   const Kernel& kernel = *cpu.kernel;
-  std::vector<uint32_t> absmax(static_cast<std::size_t>(x.cols));
   std::vector<float> inv(static_cast<std::size_t>(x.cols));
-  column_absmax(x, fold, /*finite_only=*/false, cpu, absmax.data(), column_sum);
-  column_scales(spec, absmax.data(), x.cols, scale, inv.data());
+  column_scales(spec, absmax, x.cols, scale, inv.data());
   const std::vector<Slice> slices =
       targets.slices ? *targets.slices : std::vector<Slice>{{0, x.rows}};
   const int64_t sums_per_thread =
@@ -350,6 +369,13 @@ void quantize_columns(const MatrixView& x, const float* fold, const QuantizeSpec
     const uint32_t product = static_cast<uint32_t>(-kernel.b_offset) * static_cast<uint32_t>(sum);
     targets.compensation[j] = static_cast<int32_t>(product);
   }
+}
+
+void quantize_columns(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
+                      const CpuFacts& cpu, const QuantizeTargets& targets, float* scale) {
+  std::vector<uint32_t> absmax(static_cast<std::size_t>(x.cols));
+  column_stats(x, {fold, /*finite_only=*/false, absmax.data(), nullptr}, cpu);
+  quantize_columns(x, fold, absmax.data(), spec, cpu, targets, scale);
 }
 
 }  // namespace int8tile

@@ -64,12 +64,25 @@ QuantizeSpec spec_of(const std::string& granularity, const std::string& scale,
           static_cast<uint64_t>(seed), gemm_id};
 }
 
-std::pair<int, int> forward(const Matrix& input, const Matrix& weight, const Matrix& bias,
-                            Address packed, Address packed_scale, float threshold, int outlier_bits,
-                            int64_t capacity, const std::string& granularity,
-                            const std::string& scale, Address saved_regular, Address saved_high,
-                            Address input_scale, Address index, const Matrix& out, int threads,
-                            const std::string& isa) {
+// The number of outlier columns that an op found earlier; the core reads so many by address.
+int64_t read_found(const char* who, Address count, int64_t capacity) {
+  const int64_t found = *pointer<const int32_t>(count);
+  require(found >= 0 && found <= capacity, who, ": outlier_count must hold 0..", capacity,
+          " columns; got ", found);
+  return found;
+}
+
+// found, overflow // [2] int32
+void store(const OutlierCounts& counts, Address address) {
+  pointer<int32_t>(address)[0] = counts.found;
+  pointer<int32_t>(address)[1] = counts.overflow;
+}
+
+void forward(const Matrix& input, const Matrix& weight, const Matrix& bias, Address packed,
+             Address packed_scale, float threshold, int outlier_bits, int64_t capacity,
+             const std::string& granularity, const std::string& scale, Address saved_regular,
+             Address saved_high, Address input_scale, Address index, Address count,
+             const Matrix& out, int threads, const std::string& isa) {
   ForwardArgs args;
   args.input = view(input);
   args.weight = view(weight);
@@ -83,15 +96,14 @@ std::pair<int, int> forward(const Matrix& input, const Matrix& weight, const Mat
   args.out = output(out);
   const CpuFacts cpu = cpu_facts(threads, isa);
   const py::gil_scoped_release release;
-  const OutlierCounts counts = linear_forward(args, cpu);
-  return {counts.found, counts.overflow};
+  store(linear_forward(args, cpu), count);
 }
 
-std::pair<int, int> quantize_input_into(const Matrix& input, float threshold, int outlier_bits,
-                                        int64_t capacity, const std::string& granularity,
-                                        const std::string& scale, Address saved_regular,
-                                        Address saved_high, Address block, Address input_scale,
-                                        Address index, int threads, const std::string& isa) {
+void quantize_input_into(const Matrix& input, float threshold, int outlier_bits, int64_t capacity,
+                         const std::string& granularity, const std::string& scale,
+                         Address saved_regular, Address saved_high, Address block,
+                         Address input_scale, Address index, Address count, int threads,
+                         const std::string& isa) {
   QuantizeInputArgs args;
   args.input = view(input);
   args.split = {threshold, outlier_bits, capacity};
@@ -100,11 +112,10 @@ std::pair<int, int> quantize_input_into(const Matrix& input, float threshold, in
   args.to = {pointer<void>(block), pointer<float>(input_scale), pointer<int32_t>(index)};
   const CpuFacts cpu = cpu_facts(threads, isa);
   const py::gil_scoped_release release;
-  const OutlierCounts counts = quantize_input(args, cpu);
-  return {counts.found, counts.overflow};
+  store(quantize_input(args, cpu), count);
 }
 
-void multiply(Address block, Address input_scale, Address index, int64_t capacity, int64_t outliers,
+void multiply(Address block, Address input_scale, Address index, Address count, int64_t capacity,
               const Matrix& weight, const Matrix& bias, Address packed, Address packed_scale,
               const std::string& granularity, const std::string& scale, const Matrix& out,
               int threads, const std::string& isa) {
@@ -112,7 +123,7 @@ void multiply(Address block, Address input_scale, Address index, int64_t capacit
   args.rows = std::get<2>(out);
   args.input = {pointer<void>(block), pointer<float>(input_scale), pointer<int32_t>(index)};
   args.capacity = capacity;
-  args.outliers = outliers;
+  args.outliers = read_found("int8tile::linear_multiply", count, capacity);
   args.weight = view(weight);
   args.packed = {pointer<const uint8_t>(packed), pointer<const float>(packed_scale)};
   args.spec = spec_of(granularity, scale);
@@ -123,42 +134,74 @@ void multiply(Address block, Address input_scale, Address index, int64_t capacit
   linear_multiply(args, cpu);
 }
 
-void grad_input(const Matrix& grad_output, const Matrix& weight, Address packed,
-                Address packed_scale, const std::string& granularity, const std::string& scale,
-                const std::string& rounding, int64_t seed, const Matrix& out, int threads,
-                const std::string& isa) {
+GradInputArgs grad_input_args(const Matrix& grad_output, const Matrix& weight, Address packed,
+                              Address packed_scale, const QuantizeSpec& spec, const Matrix& out) {
   GradInputArgs args;
   args.grad_output = view(grad_output);
   args.weight = view(weight);
   args.in_features = args.weight.cols;
   args.packed = {pointer<const uint8_t>(packed), pointer<const float>(packed_scale)};
-  args.spec = spec_of(granularity, scale, rounding, seed, 1);
+  args.spec = spec;
+  args.spec.gemm_id = 1;
   args.out = output(out);
+  return args;
+}
+
+// What linear_forward saved of x.
+using Saved = std::tuple<Address, Address, Address, Address, Address, int64_t>;
+
+GradWeightArgs grad_weight_args(const char* who, const Matrix& grad_output, const Saved& saved,
+                                const QuantizeSpec& spec, const Matrix& out, Address grad_bias) {
+  const auto [regular, high, input_scale, index, count, capacity] = saved;
+  GradWeightArgs args;
+  args.grad_output = view(grad_output);
+  args.saved_regular = pointer<const uint8_t>(regular);
+  args.saved_high = pointer<const uint8_t>(high);
+  args.input_scale = pointer<const float>(input_scale);
+  args.index = pointer<const int32_t>(index);
+  args.outliers = read_found(who, count, capacity);
+  args.in_features = std::get<3>(out);
+  args.spec = spec;
+  // With one scale for the tensor both backward GEMMs share one q(g), so one stream of bits.
+  args.spec.gemm_id = spec.granularity == Granularity::kTensor ? 1 : 2;
+  args.out = output(out);
+  args.grad_bias = pointer<float>(grad_bias);
+  return args;
+}
+
+void grad_input(const Matrix& grad_output, const Matrix& weight, Address packed,
+                Address packed_scale, const std::string& granularity, const std::string& scale,
+                const std::string& rounding, int64_t seed, const Matrix& out, int threads,
+                const std::string& isa) {
+  const QuantizeSpec spec = spec_of(granularity, scale, rounding, seed);
+  const auto args = grad_input_args(grad_output, weight, packed, packed_scale, spec, out);
   const CpuFacts cpu = cpu_facts(threads, isa);
   const py::gil_scoped_release release;
   linear_grad_input(args, cpu);
 }
 
-void grad_weight(const Matrix& grad_output, Address saved_regular, Address saved_high,
-                 Address input_scale, Address index, int64_t outliers, int64_t in_features,
-                 const std::string& granularity, const std::string& scale,
-                 const std::string& rounding, int64_t seed, const Matrix& out, Address grad_bias,
-                 int threads, const std::string& isa) {
-  GradWeightArgs args;
-  args.grad_output = view(grad_output);
-  args.saved_regular = pointer<const uint8_t>(saved_regular);
-  args.saved_high = pointer<const uint8_t>(saved_high);
-  args.input_scale = pointer<const float>(input_scale);
-  args.index = pointer<const int32_t>(index);
-  args.outliers = outliers;
-  args.in_features = in_features;
-  // With one scale for the tensor both backward GEMMs share one q(g), so one stream of bits.
-  args.spec = spec_of(granularity, scale, rounding, seed, granularity == "tensor" ? 1 : 2);
-  args.out = output(out);
-  args.grad_bias = pointer<float>(grad_bias);
+void grad_weight(const Matrix& grad_output, const Saved& saved, const std::string& granularity,
+                 const std::string& scale, const std::string& rounding, int64_t seed,
+                 const Matrix& out, Address grad_bias, int threads, const std::string& isa) {
+  const QuantizeSpec spec = spec_of(granularity, scale, rounding, seed);
+  const auto args =
+      grad_weight_args("int8tile::linear_grad_weight", grad_output, saved, spec, out, grad_bias);
   const CpuFacts cpu = cpu_facts(threads, isa);
   const py::gil_scoped_release release;
   linear_grad_weight(args, cpu);
+}
+
+void backward(const Matrix& grad_output, const Matrix& weight, const Saved& saved,
+              const std::string& granularity, const std::string& scale, const std::string& rounding,
+              int64_t seed, const Matrix& grad_input, const Matrix& grad_weight, Address grad_bias,
+              int threads, const std::string& isa) {
+  const QuantizeSpec spec = spec_of(granularity, scale, rounding, seed);
+  const auto input = grad_input_args(grad_output, weight, 0, 0, spec, grad_input);
+  const auto by_weight = grad_weight_args("int8tile::linear_backward", grad_output, saved, spec,
+                                          grad_weight, grad_bias);
+  const CpuFacts cpu = cpu_facts(threads, isa);
+  const py::gil_scoped_release release;
+  linear_backward(input, by_weight, cpu);
 }
 
 void pack(const Matrix& weight, const std::string& granularity, const std::string& scale,
@@ -186,11 +229,10 @@ void quantize(const Matrix& input, Address fold, const std::string& granularity,
                   pointer<float>(scales));
 }
 
-std::pair<int, int> quantize_split(const Matrix& input, float threshold, int outlier_bits,
-                                   int64_t capacity, const std::string& granularity,
-                                   const std::string& scale, Address q, Address high, Address low,
-                                   Address scales, Address index, int threads,
-                                   const std::string& isa) {
+void quantize_split(const Matrix& input, float threshold, int outlier_bits, int64_t capacity,
+                    const std::string& granularity, const std::string& scale, Address q,
+                    Address high, Address low, Address scales, Address index, Address count,
+                    int threads, const std::string& isa) {
   const QuantizeSpec spec = spec_of(granularity, scale);
   const CpuFacts cpu = cpu_facts(threads, isa);
   const py::gil_scoped_release release;
@@ -209,7 +251,7 @@ std::pair<int, int> quantize_split(const Matrix& input, float threshold, int out
   outliers.low = pointer<int8_t>(low);
   outliers.capacity = capacity;
   quantize_rows(x, nullptr, spec, cpu, targets, &outliers, pointer<float>(scales));
-  return {counts.found, counts.overflow};
+  store(counts, count);
 }
 
 void gemm_int8(Address a, int64_t m, int64_t k, Address b, int64_t n, Address a_high,
@@ -299,8 +341,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("linear_forward", &forward, py::arg("input"), py::arg("weight"), py::arg("bias"),
         py::arg("packed"), py::arg("packed_scale"), py::arg("threshold"), py::arg("outlier_bits"),
         py::arg("capacity"), py::arg("granularity"), py::arg("scale"), py::arg("saved_regular"),
-        py::arg("saved_high"), py::arg("input_scale"), py::arg("index"), py::arg("out"),
-        py::arg("threads"), py::arg("isa") = "");
+        py::arg("saved_high"), py::arg("input_scale"), py::arg("index"), py::arg("count"),
+        py::arg("out"), py::arg("threads"), py::arg("isa") = "");
   m.def(
       "quantized_input_bytes",
       [](int64_t rows, int64_t k, int64_t capacity) {
@@ -310,19 +352,21 @@ PYBIND11_MODULE(_core, m) {
   m.def("quantize_input", &quantize_input_into, py::arg("input"), py::arg("threshold"),
         py::arg("outlier_bits"), py::arg("capacity"), py::arg("granularity"), py::arg("scale"),
         py::arg("saved_regular"), py::arg("saved_high"), py::arg("block"), py::arg("input_scale"),
-        py::arg("index"), py::arg("threads"), py::arg("isa") = "");
+        py::arg("index"), py::arg("count"), py::arg("threads"), py::arg("isa") = "");
   m.def("linear_multiply", &multiply, py::arg("block"), py::arg("input_scale"), py::arg("index"),
-        py::arg("capacity"), py::arg("outliers"), py::arg("weight"), py::arg("bias"),
+        py::arg("count"), py::arg("capacity"), py::arg("weight"), py::arg("bias"),
         py::arg("packed"), py::arg("packed_scale"), py::arg("granularity"), py::arg("scale"),
         py::arg("out"), py::arg("threads"), py::arg("isa") = "");
   m.def("linear_grad_input", &grad_input, py::arg("grad_output"), py::arg("weight"),
         py::arg("packed"), py::arg("packed_scale"), py::arg("granularity"), py::arg("scale"),
         py::arg("rounding"), py::arg("seed"), py::arg("out"), py::arg("threads"),
         py::arg("isa") = "");
-  m.def("linear_grad_weight", &grad_weight, py::arg("grad_output"), py::arg("saved_regular"),
-        py::arg("saved_high"), py::arg("input_scale"), py::arg("index"), py::arg("outliers"),
-        py::arg("in_features"), py::arg("granularity"), py::arg("scale"), py::arg("rounding"),
-        py::arg("seed"), py::arg("out"), py::arg("grad_bias"), py::arg("threads"),
+  m.def("linear_grad_weight", &grad_weight, py::arg("grad_output"), py::arg("saved"),
+        py::arg("granularity"), py::arg("scale"), py::arg("rounding"), py::arg("seed"),
+        py::arg("out"), py::arg("grad_bias"), py::arg("threads"), py::arg("isa") = "");
+  m.def("linear_backward", &backward, py::arg("grad_output"), py::arg("weight"), py::arg("saved"),
+        py::arg("granularity"), py::arg("scale"), py::arg("rounding"), py::arg("seed"),
+        py::arg("grad_input"), py::arg("grad_weight"), py::arg("grad_bias"), py::arg("threads"),
         py::arg("isa") = "");
   m.def("pack_weight", &pack, py::arg("weight"), py::arg("granularity"), py::arg("scale"),
         py::arg("transposed"), py::arg("panels"), py::arg("scales"), py::arg("threads"),
@@ -334,7 +378,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("quantize_split", &quantize_split, py::arg("input"), py::arg("threshold"),
         py::arg("outlier_bits"), py::arg("capacity"), py::arg("granularity"), py::arg("scale"),
         py::arg("q"), py::arg("high"), py::arg("low"), py::arg("scales"), py::arg("index"),
-        py::arg("threads"), py::arg("isa") = "");
+        py::arg("count"), py::arg("threads"), py::arg("isa") = "");
   m.def("gemm", &gemm_int8, py::arg("a"), py::arg("m"), py::arg("k"), py::arg("b"), py::arg("n"),
         py::arg("a_high"), py::arg("b_high"), py::arg("high_columns"), py::arg("out"),
         py::arg("threads"), py::arg("isa") = "");

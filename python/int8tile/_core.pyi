@@ -2,6 +2,9 @@
 row stride, column stride) with strides in elements."""
 
 _Matrix = tuple[int, int, int, int, int, int]
+# Addresses of the saved input, its limbs, its scales, the outlier index and the outlier count, and
+# the outlier capacity.
+_Saved = tuple[int, int, int, int, int, int]
 
 __version__: str
 SLICE_DEPTH: int
@@ -76,10 +79,11 @@ def linear_forward(
     saved_high: int,
     input_scale: int,
     index: int,
+    count: int,
     out: _Matrix,
     threads: int,
     isa: str = "",
-) -> tuple[int, int]: ...
+) -> None: ...
 def quantized_input_bytes(m: int, k: int, capacity: int) -> int: ...
 def quantize_input(
     input: _Matrix,
@@ -93,15 +97,16 @@ def quantize_input(
     block: int,
     input_scale: int,
     index: int,
+    count: int,
     threads: int,
     isa: str = "",
-) -> tuple[int, int]: ...
+) -> None: ...
 def linear_multiply(
     block: int,
     input_scale: int,
     index: int,
+    count: int,
     capacity: int,
-    outliers: int,
     weight: _Matrix,
     bias: _Matrix,
     packed: int,
@@ -127,17 +132,26 @@ def linear_grad_input(
 ) -> None: ...
 def linear_grad_weight(
     grad_output: _Matrix,
-    saved_regular: int,
-    saved_high: int,
-    input_scale: int,
-    index: int,
-    outliers: int,
-    in_features: int,
+    saved: _Saved,
     granularity: str,
     scale: str,
     rounding: str,
     seed: int,
     out: _Matrix,
+    grad_bias: int,
+    threads: int,
+    isa: str = "",
+) -> None: ...
+def linear_backward(
+    grad_output: _Matrix,
+    weight: _Matrix,
+    saved: _Saved,
+    granularity: str,
+    scale: str,
+    rounding: str,
+    seed: int,
+    grad_input: _Matrix,
+    grad_weight: _Matrix,
     grad_bias: int,
     threads: int,
     isa: str = "",
@@ -178,9 +192,10 @@ def quantize_split(
     low: int,
     scales: int,
     index: int,
+    count: int,
     threads: int,
     isa: str = "",
-) -> tuple[int, int]: ...
+) -> None: ...
 def gemm(
     a: int,
     m: int,

@@ -6,8 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
+
+Split = tuple[float | None, int, int | None]  # threshold, outlier bits, outlier capacity
 
 GRANULARITIES = ("row", "tensor")
 SCALES = ("absmax", "pow2")
@@ -15,6 +18,7 @@ ROUNDINGS = ("nearest", "stochastic")
 MIN_OUTLIER_BITS, MAX_OUTLIER_BITS = 8, 15
 
 
+@lru_cache(maxsize=1024)  # on the path of every call
 def check_options(
     who: str,
     threshold: float | None = None,
@@ -117,7 +121,22 @@ class Int8TileConfig:
     @property
     def any_int8(self) -> bool:
         """Whether any of the three GEMMs runs in int8."""
-        return self.forward or self.grad_input or self.grad_weight
+        return any(self.switches)
+
+    @property
+    def split(self) -> Split:
+        """How outliers are split, as the ops take it."""
+        return self.threshold, self.outlier_bits, self.outlier_capacity
+
+    @property
+    def scales(self) -> tuple[str, str, str]:
+        """Granularity, scale kind and rounding of gradients, as the ops take them."""
+        return self.granularity, self.scale, self.grad_rounding
+
+    @property
+    def switches(self) -> tuple[bool, bool, bool]:
+        """Int8 for forward, grad_input and grad_weight."""
+        return self.forward, self.grad_input, self.grad_weight
 
 
 ConfigMapping = Mapping[str, "Int8TileConfig | None"]

@@ -20,10 +20,4 @@ struct OutlierCounts {
 OutlierCounts detect_outliers(const MatrixView& x, const SplitSpec& split, const CpuFacts& cpu,
                               int32_t* index, uint32_t* mask);
 
-/// acc[j] = bits of max_i |x[i,j] * fold[i]|; fold may be null (ones). Inf and NaN are skipped
-/// with finite_only, else they give bits >= 0x7f800000. With `sum` (or null), also the column sums
-/// of x in float32, added in blocks of 256 rows so that no thread count changes them.
-void column_absmax(const MatrixView& x, const float* fold, bool finite_only, const CpuFacts& cpu,
-                   uint32_t* acc, float* sum = nullptr);
-
 }  // namespace int8tile

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "int8tile/columns.hpp"
 #include "int8tile/isa.hpp"
 #include "int8tile/plan.hpp"
 #include "int8tile/types.hpp"
@@ -56,14 +57,20 @@ struct OutlierTargets {
 
 /// One scale per row of x (or one for the tensor). fold // [rows] multiplies x first; may be null.
 /// scale // [rows] float32. With low limbs in place they are also in `b_transposed`, always.
+/// `columns` are gathered of x in the same pass (of x as it is, without `fold`); may be
+/// null, and must be with the target `b`.
 void quantize_rows(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
                    const CpuFacts& cpu, const QuantizeTargets& targets,
-                   const OutlierTargets* outliers, float* scale);
+                   const OutlierTargets* outliers, float* scale,
+                   const ColumnStats* columns = nullptr);
 
 /// One scale per column of x (or one for the tensor). fold // [rows] multiplies x first; may be
-/// null. scale // [cols] float32. column_sum // [cols] sums of x in float32; may be null.
+/// null. absmax // [cols] bits of max_i |x[i,j] * fold[i]|. scale // [cols] float32.
+void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* absmax,
+                      const QuantizeSpec& spec, const CpuFacts& cpu, const QuantizeTargets& targets,
+                      float* scale);
+/// The same, finding the absmax first.
 void quantize_columns(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
-                      const CpuFacts& cpu, const QuantizeTargets& targets, float* scale,
-                      float* column_sum = nullptr);
+                      const CpuFacts& cpu, const QuantizeTargets& targets, float* scale);
 
 }  // namespace int8tile

@@ -144,23 +144,21 @@ class Int8Linear(nn.Linear):
         c = self.config
         if not c.any_int8:
             return nn.functional.linear(input, self.weight, self.bias)
-        split = (c.threshold, c.outlier_bits, c.outlier_capacity)
-        scales = (c.granularity, c.scale, c.grad_rounding)
-        switches = (c.forward, c.grad_input, c.grad_weight)
+        weight, bias = self.weight, self.bias
         if torch.compiler.is_compiling():
             traced: torch.Tensor = torch.ops.int8tile.linear_switched(
-                input, self.weight, self.bias, *split, *scales, *switches
+                input, weight, bias, *c.split, *c.scales, *c.switches
             )
             return traced
-        cache = None
-        if self.weight.requires_grad:
-            self.invalidate()
-        else:
-            cache = self.__dict__.get("_cache")
-            if cache is None:
-                cache = self.__dict__["_cache"] = FrozenWeightCache()
+        cache = self.__dict__.get("_cache")
+        if weight.requires_grad:
+            if cache is not None:
+                self.invalidate()
+                cache = None
+        elif cache is None:
+            cache = self.__dict__["_cache"] = FrozenWeightCache()
         shared = self.__dict__.get("_shared")
-        return linear(input, self.weight, self.bias, split, scales, switches, cache, shared)
+        return linear(input, weight, bias, c.split, c.scales, c.switches, cache, shared)
 
     def extra_repr(self) -> str:
         """The layer's sizes and what differs from the default config."""

@@ -122,19 +122,25 @@ class LinearFunction(torch.autograd.Function):
         weight, float_input, seed, *saved = ctx.saved_tensors
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         g = _matrix(grad_output)
-        grad_input = grad_weight = grad_bias = None
-        if needs_input:
-            grad_input = _grad_input(ctx, g, weight, seed).view(*ctx.lead, ctx.in_features)
-        if needs_weight and saved:
-            grad_weight, sums = torch.ops.int8tile.linear_grad_weight(
-                g, *saved, ctx.in_features, *ctx.scales, seed, ctx.dtypes[1], needs_bias
+        grad_input = grad_weight = sums = None
+        if needs_input and needs_weight and saved and ctx.switches[1]:
+            grad_input, grad_weight, sums = torch.ops.int8tile.linear_backward(
+                g, weight, *saved, *ctx.scales, seed, ctx.dtypes[0], needs_bias
             )
-            grad_bias = sums.to(ctx.dtypes[2]) if needs_bias else None
         else:
-            if needs_weight:
+            if needs_input:
+                grad_input = _grad_input(ctx, g, weight, seed)
+            if needs_weight and saved:
+                grad_weight, sums = torch.ops.int8tile.linear_grad_weight(
+                    g, *saved, ctx.in_features, *ctx.scales, seed, ctx.dtypes[1], needs_bias
+                )
+            elif needs_weight:
                 grad_weight = (g.to(float_input.dtype).t() @ float_input).to(ctx.dtypes[1])
-            if needs_bias:
-                grad_bias = g.sum(0, dtype=torch.float32).to(ctx.dtypes[2])
+            if needs_bias and sums is None:
+                sums = g.sum(0, dtype=torch.float32)
+        if grad_input is not None:
+            grad_input = grad_input.view(*ctx.lead, ctx.in_features)
+        grad_bias = sums.to(ctx.dtypes[2]) if needs_bias else None
         return grad_input, grad_weight, grad_bias, *(None,) * 7
 
 

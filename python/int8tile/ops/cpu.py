@@ -19,16 +19,32 @@ def _matrix(tensor: torch.Tensor) -> tuple[int, int, int, int, int, int]:
     return tensor.data_ptr(), code, rows, cols, row_stride, col_stride
 
 
+def _vector(tensor: torch.Tensor | None) -> tuple[int, int, int, int, int, int]:
+    if tensor is None:
+        return _NO_MATRIX
+    code = schema.DTYPE_CODES[tensor.dtype]
+    return tensor.data_ptr(), code, 1, tensor.shape[0], 0, tensor.stride(0)
+
+
 def _pointer(tensor: torch.Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _found(who: str, count: torch.Tensor, index: torch.Tensor) -> int:
-    # The core reads so many entries of the index and columns of the limbs by address.
-    found, capacity = int(count[0]), index.shape[0]
-    if not 0 <= found <= capacity:
-        raise ValueError(f"{who}: outlier_count must hold 0..{capacity} columns; got {found}")
-    return found
+def _saved(
+    saved_input: torch.Tensor,
+    saved_limbs: torch.Tensor,
+    input_scale: torch.Tensor,
+    outlier_index: torch.Tensor,
+    outlier_count: torch.Tensor,
+) -> tuple[int, int, int, int, int, int]:
+    return (
+        saved_input.data_ptr(),
+        saved_limbs.data_ptr(),
+        input_scale.data_ptr(),
+        outlier_index.data_ptr(),
+        outlier_count.data_ptr(),
+        outlier_index.shape[0],
+    )
 
 
 def _seed(rounding: str, seed: torch.Tensor | None) -> int:
@@ -69,10 +85,10 @@ def linear_forward(
         weight_scale,
     )
     output, saved_input, saved_limbs, input_scale, outlier_index, outlier_count = results
-    counts = _core.linear_forward(
+    _core.linear_forward(
         _matrix(input),
         _matrix(weight),
-        _NO_MATRIX if bias is None else _matrix(bias[None]),
+        _vector(bias),
         _pointer(packed_weight),
         _pointer(weight_scale),
         threshold or 0.0,
@@ -84,10 +100,10 @@ def linear_forward(
         _pointer(saved_limbs) if saved_limbs.numel() else 0,
         input_scale.data_ptr(),
         outlier_index.data_ptr(),
+        outlier_count.data_ptr(),
         _matrix(output),
         torch.get_num_threads(),
     )
-    outlier_count[0], outlier_count[1] = counts
     return results
 
 
@@ -105,7 +121,7 @@ def quantize_input(
         input, threshold, outlier_bits, outlier_capacity, granularity, scale, save
     )
     block, saved_input, saved_limbs, input_scale, outlier_index, outlier_count = results
-    counts = _core.quantize_input(
+    _core.quantize_input(
         _matrix(input),
         threshold or 0.0,
         outlier_bits,
@@ -117,9 +133,9 @@ def quantize_input(
         block.data_ptr(),
         input_scale.data_ptr(),
         outlier_index.data_ptr(),
+        outlier_count.data_ptr(),
         torch.get_num_threads(),
     )
-    outlier_count[0], outlier_count[1] = counts
     return results
 
 
@@ -154,10 +170,10 @@ def linear_multiply(
         block.data_ptr(),
         input_scale.data_ptr(),
         outlier_index.data_ptr(),
+        outlier_count.data_ptr(),
         outlier_index.shape[0],
-        _found("int8tile::linear_multiply", outlier_count, outlier_index),
         _matrix(weight),
-        _NO_MATRIX if bias is None else _matrix(bias[None]),
+        _vector(bias),
         _pointer(packed_weight),
         _pointer(weight_scale),
         granularity,
@@ -239,12 +255,7 @@ def linear_grad_weight(
     )
     _core.linear_grad_weight(
         _matrix(grad_output),
-        saved_input.data_ptr(),
-        saved_limbs.data_ptr(),
-        input_scale.data_ptr(),
-        outlier_index.data_ptr(),
-        _found("int8tile::linear_grad_weight", outlier_count, outlier_index),
-        in_features,
+        _saved(saved_input, saved_limbs, input_scale, outlier_index, outlier_count),
         granularity,
         scale,
         rounding,
@@ -254,6 +265,54 @@ def linear_grad_weight(
         torch.get_num_threads(),
     )
     return grad_weight, grad_bias
+
+
+def linear_backward(
+    grad_output: torch.Tensor,
+    weight: torch.Tensor,
+    saved_input: torch.Tensor,
+    saved_limbs: torch.Tensor,
+    input_scale: torch.Tensor,
+    outlier_index: torch.Tensor,
+    outlier_count: torch.Tensor,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+    seed: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    with_bias: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Run linear_grad_input and linear_grad_weight with one read of g less."""
+    results = schema.linear_backward(
+        grad_output,
+        weight,
+        saved_input,
+        saved_limbs,
+        input_scale,
+        outlier_index,
+        outlier_count,
+        granularity,
+        scale,
+        rounding,
+        seed,
+        out_dtype,
+        with_bias,
+    )
+    grad_input, grad_weight, grad_bias = results
+    _core.linear_backward(
+        _matrix(grad_output),
+        _matrix(weight),
+        _saved(saved_input, saved_limbs, input_scale, outlier_index, outlier_count),
+        granularity,
+        scale,
+        rounding,
+        _seed(rounding, seed),
+        _matrix(grad_input),
+        _matrix(grad_weight),
+        _pointer(grad_bias) if with_bias else 0,
+        torch.get_num_threads(),
+    )
+    return results
 
 
 def pack_weight(
@@ -314,7 +373,7 @@ def quantize_split(
         input, threshold, outlier_bits, outlier_capacity, granularity, scale
     )
     q, high, low, scales, outlier_index, outlier_count = results
-    counts = _core.quantize_split(
+    _core.quantize_split(
         _matrix(input),
         threshold or 0.0,
         outlier_bits,
@@ -326,9 +385,9 @@ def quantize_split(
         low.data_ptr(),
         scales.data_ptr(),
         outlier_index.data_ptr(),
+        outlier_count.data_ptr(),
         torch.get_num_threads(),
     )
-    outlier_count[0], outlier_count[1] = counts
     return results
 
 
@@ -364,6 +423,7 @@ KERNELS: dict[str, Callable[..., object]] = {
     "linear_multiply": linear_multiply,
     "linear_grad_input": linear_grad_input,
     "linear_grad_weight": linear_grad_weight,
+    "linear_backward": linear_backward,
     "pack_weight": pack_weight,
     "quantize": quantize,
     "quantize_split": quantize_split,

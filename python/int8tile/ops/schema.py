@@ -40,6 +40,9 @@ for _schema in (
     f"ScalarType? out_dtype=None, {_PACKED}) -> Tensor",
     f"linear_grad_weight(Tensor grad_output, {_SAVED}, int in_features, {_SCALE}, {_GRAD}, "
     "ScalarType? out_dtype=None, bool with_bias=True) -> (Tensor grad_weight, Tensor grad_bias)",
+    f"linear_backward(Tensor grad_output, Tensor weight, {_SAVED}, {_SCALE}, {_GRAD}, "
+    "ScalarType? out_dtype=None, bool with_bias=True) "
+    "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
     f"pack_weight(Tensor weight, {_SCALE}, bool transpose=False) -> (Tensor packed, Tensor scale)",
     f"quantize(Tensor input, Tensor? fold=None, {_SCALE}, {_GRAD}, bool transpose=False) "
     "-> (Tensor q, Tensor scale)",
@@ -304,9 +307,10 @@ def linear_grad_input(
     out_dtype: torch.dtype | None = None,
     packed_weight: torch.Tensor | None = None,
     weight_scale: torch.Tensor | None = None,
+    *,
+    who: str = "int8tile::linear_grad_input",
 ) -> torch.Tensor:
     """Checks, and the empty result, of int8tile::linear_grad_input."""
-    who = "int8tile::linear_grad_input"
     check_options(who, None, 12, granularity, scale, rounding)
     _check_matrix(who, grad_output=grad_output, weight=weight)
     _check_float(who, grad_output=grad_output, weight=weight)
@@ -337,9 +341,10 @@ def linear_grad_weight(
     seed: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     with_bias: bool = True,
+    *,
+    who: str = "int8tile::linear_grad_weight",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Checks, and empty results, of int8tile::linear_grad_weight."""
-    who = "int8tile::linear_grad_weight"
     check_options(who, None, 12, granularity, scale, rounding)
     _check_matrix(who, grad_output=grad_output)
     _check_float(who, grad_output=grad_output)
@@ -367,6 +372,45 @@ def linear_grad_weight(
         grad_output.new_empty((n, in_features), dtype=out_dtype or grad_output.dtype),
         grad_output.new_empty((n if with_bias else 0,), dtype=torch.float32),
     )
+
+
+def linear_backward(
+    grad_output: torch.Tensor,
+    weight: torch.Tensor,
+    saved_input: torch.Tensor,
+    saved_limbs: torch.Tensor,
+    input_scale: torch.Tensor,
+    outlier_index: torch.Tensor,
+    outlier_count: torch.Tensor,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+    seed: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    with_bias: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Checks, and empty results, of int8tile::linear_backward."""
+    who = "int8tile::linear_backward"
+    grad_input = linear_grad_input(
+        grad_output, weight, granularity, scale, rounding, seed, out_dtype, who=who
+    )
+    grad_weight, grad_bias = linear_grad_weight(
+        grad_output,
+        saved_input,
+        saved_limbs,
+        input_scale,
+        outlier_index,
+        outlier_count,
+        weight.shape[1],
+        granularity,
+        scale,
+        rounding,
+        seed,
+        weight.dtype,
+        with_bias,
+        who=who,
+    )
+    return grad_input, grad_weight, grad_bias
 
 
 def pack_weight(
@@ -483,6 +527,7 @@ FAKES: dict[str, Callable[..., object]] = {
     "linear_multiply": linear_multiply,
     "linear_grad_input": linear_grad_input,
     "linear_grad_weight": linear_grad_weight,
+    "linear_backward": linear_backward,
     "pack_weight": pack_weight,
     "quantize": quantize,
     "quantize_split": quantize_split,
