@@ -26,37 +26,59 @@ void pack_b(const Kernel& kernel, const Strip& strip, int64_t depth, uint8_t* pa
 
 namespace {
 
-// One group of four rows, [cols][4], into the panels of `width` columns each.
-void scatter_group(const uint8_t* group, int64_t cols, int64_t width, bool full_width,
-                   int64_t depth, int64_t position, uint8_t fill, uint8_t* panels) {
-  for (int64_t c = 0; c < cols; c += width) {
-    const int64_t here = std::min(width, cols - c);
-    const int64_t stored = full_width ? width : here;
-    uint8_t* out = panels + c * depth + position * stored;
-    std::memcpy(out, group + c * kGroup, static_cast<std::size_t>(here * kGroup));
-    if (stored > here)
-      std::memset(out + here * kGroup, fill, static_cast<std::size_t>((stored - here) * kGroup));
+constexpr int64_t kColumnsPerBlock =
+    192;  // whole panels of 6 and 64: lines fill before they leave L1
+
+// One group of four rows, [cols][4], into the panels of kWidth columns each, or of those that
+// remain.
+template <int64_t kWidth>
+void scatter_group(const uint8_t* group, int64_t cols, bool full_width, int64_t depth,
+                   int64_t position, uint8_t fill, uint8_t* panels) {
+  int64_t c = 0;
+  for (; c + kWidth <= cols; c += kWidth)
+    std::memcpy(panels + c * depth + position * kWidth, group + c * kGroup, kWidth * kGroup);
+  if (c == cols) return;
+  const int64_t here = cols - c;
+  uint8_t* out = panels + c * depth + position * (full_width ? kWidth : here);
+  std::memcpy(out, group + c * kGroup, static_cast<std::size_t>(here * kGroup));
+  if (full_width)
+    std::memset(out + here * kGroup, fill, static_cast<std::size_t>((kWidth - here) * kGroup));
+}
+
+void scatter_b(const Kernel& kernel, const uint8_t* group, int64_t cols, int64_t depth,
+               int64_t position, uint8_t* panels) {
+  const auto fill = static_cast<uint8_t>(kernel.b_offset);
+  switch (kernel.nr) {
+    case 8:
+      return scatter_group<8>(group, cols, true, depth, position, fill, panels);
+    case 16:
+      return scatter_group<16>(group, cols, true, depth, position, fill, panels);
+    default:
+      return scatter_group<64>(group, cols, true, depth, position, fill, panels);
   }
 }
 
 }  // namespace
 
 void pack_transposed(const Kernel& kernel, const Strip& strip, int64_t depth, int8_t* a_panels,
-                     uint8_t* b_panels, uint8_t* scratch) {
+                     uint8_t* b_panels) {
   const int64_t end = round_up(strip.rows, kDepthAlign);
-  for (int64_t r = 0; r < end; r += kGroup) {
-    const int8_t* rows[kGroup];
-    for (int i = 0; i < kGroup; ++i) rows[i] = strip.q + (r + i) * strip.stride;
-    const int64_t position = strip.first + r;
-    if (a_panels) {
-      kernel.interleave4(rows, strip.cols, 0, scratch);
-      scatter_group(scratch, strip.cols, kTileRows, false, depth, position, 0,
-                    reinterpret_cast<uint8_t*>(a_panels));
-    }
-    if (b_panels) {
-      kernel.interleave4(rows, strip.cols, kernel.b_offset, scratch);
-      scatter_group(scratch, strip.cols, kernel.nr, true, depth, position,
-                    static_cast<uint8_t>(kernel.b_offset), b_panels);
+  alignas(kAlignment) uint8_t group[kColumnsPerBlock * kGroup];
+  for (int64_t c = 0; c < strip.cols; c += kColumnsPerBlock) {
+    const int64_t cols = std::min(kColumnsPerBlock, strip.cols - c);
+    for (int64_t r = 0; r < end; r += kGroup) {
+      const int8_t* rows[kGroup];
+      for (int i = 0; i < kGroup; ++i) rows[i] = strip.q + (r + i) * strip.stride + c;
+      const int64_t position = strip.first + r;
+      if (a_panels) {
+        kernel.interleave4(rows, cols, 0, group);
+        scatter_group<kTileRows>(group, cols, false, depth, position, 0,
+                                 reinterpret_cast<uint8_t*>(a_panels) + c * depth);
+      }
+      if (b_panels) {
+        kernel.interleave4(rows, cols, kernel.b_offset, group);
+        scatter_b(kernel, group, cols, depth, position, b_panels + c * depth);
+      }
     }
   }
 }

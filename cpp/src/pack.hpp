@@ -24,9 +24,8 @@ inline constexpr int64_t kRowsPerStripB = 64;  // whole B panels of any kernel, 
 void pack_a(const Kernel& kernel, const Strip& strip, int64_t depth, int8_t* panels);
 void pack_b(const Kernel& kernel, const Strip& strip, int64_t depth, uint8_t* panels);
 /// Columns of the strip as panel rows; `depth` is the padded number of rows of the whole matrix.
-/// scratch // [cols * 4] bytes
 void pack_transposed(const Kernel& kernel, const Strip& strip, int64_t depth, int8_t* a_panels,
-                     uint8_t* b_panels, uint8_t* scratch);
+                     uint8_t* b_panels);
 
 /// B panels of the outlier columns `index` of a packed weight: [ceil(n/nr)][count4/4][nr][4].
 void gather_outlier_weights(const CpuFacts& cpu, const uint8_t* b, int64_t n, int64_t depth,

@@ -69,12 +69,10 @@ struct StripScratch {
         q(arena.take<int8_t>(threads * strip_bytes)),
         high(arena.take<int8_t>(threads * high_bytes)),
         low(arena.take<int8_t>(threads * high_bytes)),
-        row(arena.take<float>(threads * row_stride)),
-        interleaved(arena.take<uint8_t>(threads * stride * kGroup)) {}
+        row(arena.take<float>(threads * row_stride)) {}
   int64_t stride, high_stride, row_stride, strip_bytes, high_bytes;
   int8_t *q, *high, *low;
   float* row;
-  uint8_t* interleaved;
 };
 
 // The row itself, or times its fold in `buffer`.
@@ -196,14 +194,13 @@ struct RowPass {
     }
   }
 
-  void pack_outliers(const Strip& regular, const Strip& high, const Strip& low, int8_t* q,
-                     uint8_t* interleaved) const {
+  void pack_outliers(const Strip& regular, const Strip& high, const Strip& low, int8_t* q) const {
     const int64_t depth = round_up(outliers->count, kGroup);
     if (outliers->a_high) pack_a(kernel, high, depth, outliers->a_high);
     if (outliers->a_low) pack_a(kernel, low, depth, outliers->a_low);
     if (outliers->b_high_transposed)
       pack_transposed(kernel, high, round_up(x.rows, kDepthAlign), nullptr,
-                      outliers->b_high_transposed, interleaved);
+                      outliers->b_high_transposed);
     store_limbs(regular.first, regular.rows, high.q, outliers->high);
     store_limbs(regular.first, regular.rows, low.q, outliers->low);
     if (!outliers->low_in_place && targets.b_transposed)
@@ -215,7 +212,6 @@ struct RowPass {
     int8_t* q = scratch.q + thread * scratch.strip_bytes;
     int8_t* high = scratch.high + thread * scratch.high_bytes;
     int8_t* low = scratch.low + thread * scratch.high_bytes;
-    uint8_t* interleaved = scratch.interleaved + thread * scratch.stride * kGroup;
     float* buffer = scratch.row + thread * scratch.row_stride;
     for (int64_t r = 0; r < rows; ++r) {
       const float* row = load_row(kernel, x, first + r, buffer);
@@ -236,14 +232,14 @@ struct RowPass {
     if (targets.b) pack_b(kernel, regular, scratch.stride, targets.b);
     if (outlier_count() > 0)
       pack_outliers(regular, {high, scratch.high_stride, first, rows, outliers->count},
-                    {low, scratch.high_stride, first, rows, outliers->count}, q, interleaved);
+                    {low, scratch.high_stride, first, rows, outliers->count}, q);
     else if (outliers) {
       store_limbs(first, rows, high, outliers->high);
       store_limbs(first, rows, low, outliers->low);
     }
     if (targets.b_transposed)
-      pack_transposed(kernel, regular, round_up(x.rows, kDepthAlign), nullptr, targets.b_transposed,
-                      interleaved);
+      pack_transposed(kernel, regular, round_up(x.rows, kDepthAlign), nullptr,
+                      targets.b_transposed);
   }
 };
 
@@ -358,8 +354,7 @@ void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* ab
                 static_cast<std::size_t>((round_up(rows, kDepthAlign) - rows) * at.stride));
     if (targets.a_transposed || targets.b_transposed)
       pack_transposed(kernel, {q, at.stride, first, rows, x.cols}, round_up(x.rows, kDepthAlign),
-                      targets.a_transposed, targets.b_transposed,
-                      at.interleaved + thread * at.stride * kGroup);
+                      targets.a_transposed, targets.b_transposed);
   });
   if (!targets.compensation) return;
   for (int64_t j = 0; j < sums_per_thread; ++j) {

@@ -3,13 +3,12 @@
 // 128 and the accumulators start from compensation = -128 * (sum of the row of A).
 #include <immintrin.h>
 
-#include "rows.hpp"
+#include "avx512_rows.hpp"
 
 namespace int8tile {
 namespace {
 
 constexpr int kColumns = 64;
-constexpr int kLanes = 16;
 
 template <int... I>
 struct Indices {};
@@ -22,8 +21,6 @@ struct MakeIndices<0, I...> {
 template <int N>
 using IndicesOf = typename MakeIndices<N>::type;
 
-#define INT8TILE_INLINE static inline __attribute__((always_inline))
-
 // Inline asm keeps the accumulator in its register and the broadcast out of the instruction's
 // memory operand; GCC otherwise spills the one and folds the other.
 INT8TILE_INLINE void dot(__m512i& acc, __m512i b, __m512i a) {
@@ -34,10 +31,6 @@ INT8TILE_INLINE __m512i broadcast4(const int8_t* a) {
   __m512i out;
   asm("vpbroadcastd %1, %0" : "=v"(out) : "m"(*reinterpret_cast<const int32_t*>(a)));
   return out;
-}
-
-INT8TILE_INLINE __mmask16 first_lanes(int64_t n) {
-  return n >= kLanes ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
 }
 
 template <int R, int V>
@@ -250,6 +243,7 @@ int64_t peak(int64_t repeats) { return peak_of(repeats, IndicesOf<20>{}); }
 
 constexpr Kernel make_kernel() {
   Kernel kernel = generic_kernel("avx512_vnni", kColumns, 128, tile);
+  use_avx512_rows(kernel);
   kernel.float16_to_float = float16_to_float;
   kernel.pack_rows = pack_rows;
   kernel.row_sum = row_sum;

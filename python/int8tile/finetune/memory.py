@@ -41,6 +41,9 @@ def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
     lasting = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     saved: dict[int, torch.UntypedStorage] = {}  # held, so that no address is used twice
 
+    def lost(_: object) -> torch.Tensor:
+        raise RuntimeError("int8tile: nothing was kept for a backward pass")
+
     def keep(tensor: torch.Tensor) -> None:
         # Nothing is handed to autograd: a graph that holds its own output is never freed.
         storage = tensor.untyped_storage()
@@ -49,7 +52,7 @@ def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
 
     with (
         torch.random.fork_rng(devices=[]),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda _: None),
+        torch.autograd.graph.saved_tensors_hooks(keep, lost),
     ):
         loss()
     return sum(storage.nbytes() for storage in saved.values())

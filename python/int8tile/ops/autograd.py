@@ -140,7 +140,7 @@ class LinearFunction(torch.autograd.Function):
                 sums = g.sum(0, dtype=torch.float32)
         if grad_input is not None:
             grad_input = grad_input.view(*ctx.lead, ctx.in_features)
-        grad_bias = sums.to(ctx.dtypes[2]) if needs_bias else None
+        grad_bias = sums.to(ctx.dtypes[2]) if needs_bias and sums is not None else None
         return grad_input, grad_weight, grad_bias, *(None,) * 7
 
 
