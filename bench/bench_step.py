@@ -87,11 +87,12 @@ def measure(
     training = Training(setup)
     wanted = training.gradients("fp32")
     facts = {arm: check(training, arm, wanted) for arm in arms}
-    saved = {}
+    saved, linear_saved = {}, {}
     for arm in arms:
         with as_arm(training.model, arm):
             loss = partial(loss_of, training.model, arm, training.batch)
             saved[arm] = saved_bytes(training.model, loss)
+            linear_saved[arm] = saved_bytes(training.model, loss, within=torch.nn.Linear)
     candidates = {
         arm: Candidate(partial(training.step, arm), partial(training.become, arm)) for arm in arms
     }
@@ -111,6 +112,8 @@ def measure(
             "peak_bytes": peaks.get(arm),
             "saved_bytes": saved[arm],
             "saved_against_fp32": saved[arm] / saved["fp32"],
+            "linear_saved_bytes": linear_saved[arm],
+            "linear_saved_against_fp32": linear_saved[arm] / linear_saved["fp32"],
             **facts[arm],
         }
 

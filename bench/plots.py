@@ -176,7 +176,7 @@ def outliers(results: Sequence[Result], environment: Mapping[str, Any]) -> Figur
 
 def steps(results: Sequence[Result], environment: Mapping[str, Any]) -> Figure:
     """Draw speed and bytes saved for backward of whole training steps."""
-    figure, panels = _figure(1, 2, (12, 4.5))
+    figure, panels = _figure(1, 3, (15, 4.5))
     groups = list(dict.fromkeys((r["model"], r["dropout"]) for r in results))
     arms = _names(results, "arm")
     for r in results:
@@ -184,8 +184,10 @@ def steps(results: Sequence[Result], environment: Mapping[str, Any]) -> Figure:
         speed = r["speed_against_fp32"]["median"]
         first = r["arm"] if groups[0] == (r["model"], r["dropout"]) else None
         panels[0].bar(at, speed, 0.8 / len(arms), color=_color(r["arm"]), label=first)
-        panels[1].bar(at, r["saved_against_fp32"], 0.8 / len(arms), color=_color(r["arm"]))
-    for axes, title in zip(panels, ("speed", "bytes saved for backward"), strict=True):
+        for axes, what in zip(panels[1:], ("saved", "linear_saved"), strict=True):
+            axes.bar(at, r[f"{what}_against_fp32"], 0.8 / len(arms), color=_color(r["arm"]))
+    titles = ("speed", "bytes saved for backward", "those saved by linear layers")
+    for axes, title in zip(panels, titles, strict=True):
         names = [f"{model}\ndropout {dropout}" for model, dropout in groups]
         axes.set_xticks([number + 0.3 for number in range(len(groups))], names, fontsize=8)
         axes.axhline(1, color="black", lw=0.8)

@@ -94,9 +94,12 @@ def step_table(results: Sequence[Result]) -> None:
         memory = "" if r["peak_bytes"] is None else f"{r['peak_bytes'] / MEBI:.0f}"
         model = f"{r['model']}, dropout {r['dropout']}, threads {r['threads']}"
         speed = times(r["speed_against_fp32"])
-        saved = f"{r['saved_bytes'] / MEBI:.0f} ({r['saved_against_fp32']:.2f}x)"
+        saved = [
+            f"{r[f'{what}bytes'] / MEBI:.0f} ({r[f'{what}against_fp32']:.2f}x)"
+            for what in ("saved_", "linear_saved_")
+        ]
         time = seconds(r["seconds"]["median"])
-        cells = [time, f"{r['tokens_per_second']:.0f}", speed, memory, saved]
+        cells = [time, f"{r['tokens_per_second']:.0f}", speed, memory, *saved]
         rows.append([model, r["arm"], *cells, f"{r['loss']:.4f}", f"{r['gradient_error']:.2g}"])
-    columns = ["model", "arm", "step", "tokens/s", "x fp32", "peak MiB", "saved MiB (x fp32)"]
+    columns = ["model", "arm", "step", "tokens/s", "x fp32", "peak MiB", "saved MiB", "by linears"]
     print_table("training step", [*columns, "loss", "gradient error"], rows)

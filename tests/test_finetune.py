@@ -166,6 +166,15 @@ def test_stress_leaves_tied_and_narrow_linears_alone():
     assert len(Stress(model, 8.0)) == 0
 
 
+def test_saved_bytes_of_one_class_counts_what_its_modules_save():
+    model = nn.Sequential(nn.Linear(32, 16), nn.Sigmoid(), nn.Linear(16, 8), nn.Sigmoid())
+    x = torch.randn(10, 32)
+    kept = memory.saved_bytes(model, lambda: model(x).sum(), within=nn.Linear)
+    assert kept == 4 * (10 * 32 + 10 * 16)
+    assert memory.saved_bytes(model, lambda: model(x).sum()) == kept + 4 * 10 * 8
+    assert not any(module._forward_hooks for module in model)
+
+
 def test_saved_bytes_leaves_no_graph_behind():
     seen = []
 

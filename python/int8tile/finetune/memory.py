@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -23,7 +24,27 @@ def release_memory() -> None:
         trim(0)
 
 
-def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
+@contextmanager
+def _inside(model: nn.Module, kind: type[nn.Module] | None) -> Iterator[Callable[[], bool]]:
+    """Tell whether a module of `kind` is running; always true where it is None."""
+    running: list[nn.Module] = []
+    hooks = []
+    for module in model.modules() if kind else ():
+        if isinstance(module, kind or nn.Module):
+            hooks += [
+                module.register_forward_pre_hook(lambda module, _: running.append(module)),
+                module.register_forward_hook(lambda *_: running.clear()),
+            ]
+    try:
+        yield lambda: kind is None or bool(running)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def saved_bytes(
+    model: nn.Module, loss: Callable[[], torch.Tensor], within: type[nn.Module] | None = None
+) -> int:
     """Count the bytes that autograd keeps between the forward and the backward pass.
 
     These are all tensors saved for backward, each storage counted once and whole (several nodes
@@ -34,6 +55,7 @@ def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
     Args:
         model: Its parameters and buffers are left out.
         loss: Runs one forward pass and returns the loss.
+        within: Count only what modules of this class save; None: everything.
 
     Returns:
         Bytes saved for backward.
@@ -47,10 +69,11 @@ def saved_bytes(model: nn.Module, loss: Callable[[], torch.Tensor]) -> int:
     def keep(tensor: torch.Tensor) -> None:
         # Nothing is handed to autograd: a graph that holds its own output is never freed.
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in lasting:
+        if counts() and storage.data_ptr() not in lasting:
             saved.setdefault(storage.data_ptr(), storage)
 
     with (
+        _inside(model, within) as counts,
         torch.random.fork_rng(devices=[]),
         torch.autograd.graph.saved_tensors_hooks(keep, lost),
     ):
