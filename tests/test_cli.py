@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import int8tile
+from int8tile import _core
 from int8tile.cli import app
 from int8tile.finetune.settings import ARM_NAMES, TASK_NAMES
 
@@ -59,9 +60,20 @@ def test_plan_shows_the_three_products():
         int8tile.plan(4096, 512, 768, outlier_capacity=0, threads=2),
         int8tile.plan(768, 512, 4096, outlier_capacity=0, threads=2),
     )
-    assert done.output == (
-        f"forward\n{forward}\n\ngrad_input\n{grad_input}\n\ngrad_weight\n{grad_weight}\n\n"
-    )
+    products = {"forward": forward, "grad_input": grad_input, "grad_weight": grad_weight}
+    shown = [f"{name}\n{p.text(with_verdict=False)}\n\n" for name, p in products.items()]
+    assert done.output == "".join(shown) + f"verdict\n  {forward.verdict}\n"
+
+
+def test_the_verdict_of_a_plan_is_about_the_tokens_of_the_layer():
+    # In the product for the weight's gradient m is 768: enough for "int8 is faster".
+    done = call("plan", "--m", "16", "--n", "768", "--k", "768", "--isa", "portable")
+    assert done.output.count("is expected") == 1
+    assert "the portable kernel has no int8 dot-product instruction" in done.output
+    if "avx512_vnni" in _core.supported_isas():
+        done = call("plan", "--m", "16", "--n", "768", "--k", "768", "--isa", "avx512_vnni")
+        assert "with fewer than 32 tokens" in done.output
+        assert done.output.count("while the weight is trained") == 1
 
 
 @pytest.mark.parametrize("option", [("--outlier-bits", "7"), ("--isa", "sse9"), ("--m", "-1")])
@@ -79,6 +91,16 @@ def test_info_tests_itself():
         assert name in done.output
     assert "no CUDA backend" in done.output
     assert "passed" in done.output
+
+
+def test_info_says_which_kernel_runs_and_whether_it_is_faster(monkeypatch):
+    monkeypatch.setenv("INT8TILE_ISA", "portable")
+    words = " ".join(call("info").output.split())
+    assert "isa portable speed float32 is expected to be as fast or faster: the portable" in words
+    if "avx512_vnni" in _core.supported_isas():
+        monkeypatch.setenv("INT8TILE_ISA", "avx512_vnni")
+        words = " ".join(call("info").output.split())
+        assert "isa avx512_vnni speed int8 is expected to be faster than float32" in words
 
 
 def test_info_fails_when_the_numbers_are_wrong(monkeypatch):

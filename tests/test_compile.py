@@ -68,14 +68,19 @@ def test_stochastic_gradients_are_traced_with_their_seed():
     assert not torch.equal(run(compiled, x, seed=6)[1], eager[1])
 
 
-def test_the_traced_graphs_hold_the_int8_ops():
+def remembering():
+    """A backend, and the list to which it adds the ops of each graph that it traces."""
     called = []
 
     def remember(graph, _):
         called.extend(str(node.target) for node in graph.graph.nodes)
         return make_boxed_func(graph.forward)
 
-    backend = aot_autograd(fw_compiler=remember, bw_compiler=remember)
+    return aot_autograd(fw_compiler=remember, bw_compiler=remember), called
+
+
+def test_the_traced_graphs_hold_the_int8_ops():
+    backend, called = remembering()
     run(torch.compile(model(Int8TileConfig()), fullgraph=True, backend=backend), activations(9, 48))
     for op in ("linear_forward", "linear_backward"):
         assert called.count(f"int8tile.{op}.default") == 2, op
@@ -90,6 +95,24 @@ def test_one_graph_serves_every_batch_size():
         for ours, theirs in zip(run(compiled, x), run(layers, x), strict=True):
             same(ours, theirs)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_few_tokens_compile_to_float_and_many_to_int8(dynamic):
+    layers = model(Int8TileConfig(min_tokens=8))
+    backend, called = remembering()
+    compiled = torch.compile(layers, fullgraph=True, backend=backend, dynamic=dynamic)
+    for lead in ((3,), (7,), (2, 3)):
+        x = activations(*lead, 48)
+        for ours, theirs in zip(run(compiled, x), run(layers, x), strict=True):
+            same(ours, theirs)
+    assert not any("int8tile" in op for op in called)
+    for lead in ((8,), (130,), (2, 4), (3,)):
+        x = activations(*lead, 48)
+        for ours, theirs in zip(run(compiled, x), run(layers, x), strict=True):
+            same(ours, theirs)
+    graphs = called.count("int8tile.linear_forward.default") / 2
+    assert graphs == (2 if dynamic else 3)  # static: one for each shape
 
 
 def test_a_frozen_weight_compiles_and_is_never_stale():

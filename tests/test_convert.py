@@ -1,5 +1,9 @@
 """convert_ turns linear layers into int8 ones in place and says what it left alone and why."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 import int8tile
 from helpers import TINY_LAYERS, TinyModel
-from int8tile import ConversionReport, Int8TileConfig
+from int8tile import ConversionReport, Int8TileConfig, _core
 from int8tile.nn import Int8Linear
 
 
@@ -76,6 +80,40 @@ def test_a_mapping_gives_each_layer_the_config_of_its_first_match(model):
     assert model.layers[1].query.config is rest
     nothing = int8tile.convert_(TinyModel(), {"no such layer": first})
     assert nothing.converted == []
+
+
+def test_small_layers_are_left_alone_and_named():
+    model = nn.ModuleDict(
+        {"wide": nn.Linear(64, 64), "narrow": nn.Linear(63, 64), "head": nn.Linear(64, 2)}
+    )
+    report = int8tile.convert_(model, min_features=64)
+    assert report.converted == ["wide"]
+    assert report.skipped == {
+        "narrow": "its in_features (63) is below min_features (64)",
+        "head": "its out_features (2) is below min_features (64)",
+    }
+    assert type(model["head"]) is nn.Linear
+    assert "  skipped head: its out_features (2) is below min_features (64)" in str(report)
+    assert int8tile.convert_(model).converted == ["wide", "narrow", "head"]
+
+
+REPORT = """
+import torch, int8tile
+print(int8tile.convert_(torch.nn.Sequential(torch.nn.Linear(8, 8))))
+print(int8tile.convert_(torch.nn.Sequential(torch.nn.ReLU())))
+"""
+
+
+def test_the_report_says_where_the_kernel_is_no_faster_than_float32(isa):
+    environment = {**os.environ, "INT8TILE_ISA": isa}
+    command = [sys.executable, "-c", REPORT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    verdict = _core.kernel_verdict(isa)
+    expected = ["1 linear layers converted, 0 skipped"]
+    expected += [f"  note: {verdict}"] if verdict else []
+    expected += ["0 linear layers converted, 0 skipped"]
+    assert done.stdout.splitlines() == expected
+    assert bool(verdict) == (isa != "avx512_vnni")
 
 
 def test_a_model_that_is_one_linear_is_converted_itself():

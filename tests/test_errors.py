@@ -120,6 +120,9 @@ def test_a_seed_must_be_on_the_device(op):
         (TypeError, {"threshold": "5"}, "threshold must be"),
         (TypeError, {"outlier_bits": 12.5}, "outlier_bits must be"),
         (TypeError, {"outlier_capacity": 2.5}, "outlier_capacity must be"),
+        (ValueError, {"min_tokens": -1}, "min_tokens must be >= 0; got -1"),
+        (TypeError, {"min_tokens": 1.5}, "min_tokens must be an int; got 1.5"),
+        (TypeError, {"min_tokens": None}, "min_tokens must be an int; got None"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
@@ -163,6 +166,29 @@ def test_convert_refuses_a_config_of_another_type_and_leaves_the_model(config, c
         f"them; got {came}"
     )
     refuses(TypeError, message, int8tile.convert_, model, config)
+    assert type(model[0]) is torch.nn.Linear
+
+
+@pytest.mark.parametrize(
+    ("error", "value", "message"),
+    [
+        (TypeError, 64.0, "must be an int; got 64.0"),
+        (TypeError, None, "must be an int; got None"),
+        (ValueError, -1, "must be >= 0; got -1"),
+    ],
+    ids=str,
+)
+def test_convert_refuses_min_features_and_leaves_the_model(error, value, message):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    message = f"int8tile.convert_: min_features {message}"
+    refuses(error, message, int8tile.convert_, model, min_features=value)
+    assert type(model[0]) is torch.nn.Linear
+
+
+def test_convert_refuses_a_kernel_it_does_not_know_and_leaves_the_model(monkeypatch):
+    monkeypatch.setenv("INT8TILE_ISA", "sse9")
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    refuses(ValueError, "int8tile: instruction set must be one of", int8tile.convert_, model)
     assert type(model[0]) is torch.nn.Linear
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import activations, expected_linear, same
+from helpers import RecordOps, activations, expected_linear, same
 from int8tile import Int8TileConfig
 from int8tile.nn import Int8Linear
 
@@ -112,3 +112,54 @@ def test_repr_names_the_config():
 def test_device_and_dtype_arguments_are_those_of_linear():
     assert Int8Linear(K, N, device="meta").weight.is_meta
     assert Int8Linear(K, N, dtype=torch.bfloat16).weight.dtype == torch.bfloat16
+
+
+# --- Few tokens in float
+
+
+def gradients(layer, x):
+    """Output and gradients of input, weight and bias, and the int8tile ops that ran."""
+    x = x.detach().clone().requires_grad_()
+    with RecordOps() as record:
+        y = layer(x)
+        grads = torch.autograd.grad(y.square().sum(), [x, layer.weight, layer.bias])
+    return [y.detach(), *grads], record.names
+
+
+@pytest.mark.parametrize("lead", [(7,), (1, 7), (0,), ()], ids=str)
+def test_fewer_tokens_than_min_tokens_run_in_float(lead):
+    ours, x = layer_of(min_tokens=8), activations(*lead, K)
+    plain = nn.Linear(K, N)
+    plain.load_state_dict(ours.state_dict())
+    results, ops = gradients(ours, x)
+    assert ops == []
+    for actual, expected in zip(results, gradients(plain, x)[0], strict=True):
+        same(actual, expected)
+
+
+@pytest.mark.parametrize("lead", [(8,), (2, 4), (130,)], ids=str)
+def test_min_tokens_and_more_run_in_int8(lead):
+    layer, always, x = layer_of(min_tokens=8), layer_of(), activations(*lead, K)
+    results, ops = gradients(layer, x)
+    assert ops == ["linear_forward", "linear_backward"]
+    for actual, expected in zip(results, gradients(always, x)[0], strict=True):
+        same(actual, expected)
+
+
+def test_no_call_runs_in_float_by_default():
+    assert gradients(layer_of(), activations(1, K))[1] == ["linear_forward", "linear_backward"]
+
+
+def test_a_frozen_weight_in_float_is_never_stale():
+    layer, few, many = layer_of(frozen=True, min_tokens=8), activations(3, K), activations(9, K)
+    layer(many)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    same(layer(few), nn.functional.linear(few, layer.weight, layer.bias))
+    same(layer(many), expected_output(layer, many))
+
+
+def test_few_tokens_follow_autocast():
+    layer, x = layer_of(min_tokens=8), activations(3, K)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16

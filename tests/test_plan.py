@@ -1,6 +1,7 @@
 """The plan: a pure function of shapes and machine facts, its bound, its refusals and its print."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ FIELDS = [
     "slices",
     "isa",
     "tile",
+    "verdict",
 ]
 SHAPES = [
     (0, 5, 5),
@@ -179,7 +181,10 @@ def test_a_plan_prints_itself():
         "  slices of k  1",
         "  accumulator  |acc| <= 67229736 = 2^31 * 0.0313063",
         f"  workspace    {p.workspace_bytes} bytes",
+        f"  verdict      {p.verdict}",
     ]
+    assert p.text() == str(p)
+    assert p.text(with_verdict=False).splitlines() == str(p).splitlines()[:-1]
 
 
 def test_a_plan_prints_no_split_and_slices():
@@ -194,3 +199,65 @@ def test_the_workspace_holds_the_packed_operands():
     p = plan(m=100, n=200, k=768)
     assert p.workspace_bytes >= (100 + 200) * 768
     assert plan(m=200, n=200, k=768).workspace_bytes > p.workspace_bytes
+
+
+# --- Where float32 is expected to win
+
+FLOAT_WINS = "float32 is expected to be as fast or faster"
+INT8_WINS = "int8 is expected to be faster than float32"
+
+
+@pytest.fixture
+def dot_product():
+    """The kernel with a dot-product instruction; the verdicts about shapes are its own."""
+    if "avx512_vnni" not in _core.supported_isas():
+        pytest.skip("this CPU lacks avx512_vnni")
+    return "avx512_vnni"
+
+
+@pytest.mark.parametrize("name", ["avx2", "portable"])
+def test_a_kernel_without_a_dot_product_is_said_to_be_no_faster(name):
+    if name not in _core.supported_isas():
+        pytest.skip(f"this CPU lacks {name}")
+    why = f"{FLOAT_WINS}: the {name} kernel has no int8 dot-product instruction"
+    assert _core.kernel_verdict(name) == why
+    assert {plan(*shape, isa=name).verdict for shape in SHAPES} == {why}
+
+
+def test_a_kernel_with_a_dot_product_has_no_verdict_of_its_own(dot_product):
+    assert _core.kernel_verdict(dot_product) == ""
+
+
+@pytest.mark.parametrize(
+    ("shape", "verdict"),
+    [
+        ((4096, 768, 768), INT8_WINS),
+        ((64, 768, 768), INT8_WINS),
+        ((32, 2048, 2048), INT8_WINS),
+        ((31, 2048, 2048), f"{FLOAT_WINS} while the weight is trained: with fewer than 32 tokens"),
+        ((16, 768, 768), f"{FLOAT_WINS} while the weight is trained: with fewer than 32 tokens"),
+        ((1, 1024, 1024), f"{FLOAT_WINS} while the weight is trained: with fewer than 32 tokens"),
+        ((48, 768, 768), f"{FLOAT_WINS} while the weight is trained: with so small a product"),
+        ((128, 384, 384), f"{FLOAT_WINS} while the weight is trained: with so small a product"),
+        ((32, 256, 256), f"{FLOAT_WINS}: the call's own overhead outweighs so small a product"),
+        ((1, 768, 768), f"{FLOAT_WINS}: the call's own overhead outweighs so small a product"),
+        ((0, 4096, 4096), f"{FLOAT_WINS}: the call's own overhead outweighs so small a product"),
+        ((2**40, 2**12, 2**12), INT8_WINS),
+    ],
+    ids=str,
+)
+def test_the_verdict_names_its_reason(shape, verdict, dot_product):
+    assert re.match(re.escape(verdict), plan(*shape, isa=dot_product).verdict)
+
+
+def test_a_verdict_on_a_trained_weight_also_speaks_of_a_frozen_one(dot_product):
+    text = plan(16, 768, 768, isa=dot_product).verdict
+    assert text.endswith("; where it is frozen, int8 is expected to be faster")
+
+
+def test_more_tokens_never_turn_the_verdict_back(dot_product):
+    for n, k in [(64, 64), (384, 384), (768, 768), (768, 3072), (4096, 14336)]:
+        verdicts = [plan(m, n, k, isa=dot_product).verdict for m in range(1, 20_000, 13)]
+        changes = [text for text, _ in itertools.groupby(verdicts)]
+        assert len(set(changes)) == len(changes) <= 4
+        assert changes[-1] == INT8_WINS

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import int8tile
-from int8tile import _core
+from int8tile import Int8TileConfig, _core
 from int8tile.ops import schema
 
 
@@ -154,6 +154,28 @@ def test_converting_again_and_reverting_undo_it(models):
 @pytest.mark.parametrize(("m", "k", "capacity"), [(0, 5, 0), (1, 1, 1), (33, 97, 32), (7, 800, 50)])
 def test_the_schema_knows_the_size_of_a_quantised_input(m, k, capacity):
     assert schema._block_bytes(m, k, capacity) == _core.quantized_input_bytes(m, k, capacity)
+
+
+def test_layers_that_turn_to_float_at_other_sizes_share_nothing():
+    model = Attention()
+    fewer = {"k_proj": Int8TileConfig(min_tokens=8), "*": Int8TileConfig()}
+    assert int8tile.convert_(model, fewer, share_inputs=True).shared == []
+    same = int8tile.convert_(model, Int8TileConfig(min_tokens=8), share_inputs=True)
+    assert same.shared == [("q_proj", "k_proj", "v_proj")]
+
+
+def test_calls_in_float_leave_the_group_as_it_was(models):
+    for model in models:
+        int8tile.convert_(model, Int8TileConfig(min_tokens=8), share_inputs=model is models[1])
+    many, few = with_outliers(2, 17, 96), with_outliers(1, 7, 96)
+    for x in (many, few, many, few, few, many):
+        target = torch.randn(x.shape)
+        for plain, shared in zip(*(gradients(m, x, target) for m in models), strict=True):
+            assert torch.equal(plain, shared)
+    with torch.no_grad():
+        models[1].q_proj(many)  # one of three reads; a call in float comes before the others
+        models[1](few)
+        assert torch.equal(models[1].k_proj(many), models[0].k_proj(many))
 
 
 def test_a_bert_shares_in_every_layer():

@@ -19,9 +19,12 @@ struct Arrays {
   float* sums;
 };
 
+constexpr int kRowsAtOnce = 4;  // a divisor of kColumnBlock
+constexpr float kOnes[kRowsAtOnce] = {1.0f, 1.0f, 1.0f, 1.0f};
+
 struct RowBuffers {
   RowBuffers(Arena& arena, int threads, int64_t cols)
-      : stride(round_up(cols, 16)), row(arena.take<float>(threads * stride)) {}
+      : stride(round_up(cols, 16)), row(arena.take<float>(threads * kRowsAtOnce * stride)) {}
   int64_t stride;
   float* row;
 };
@@ -44,14 +47,15 @@ ColumnPass::ColumnPass(const ColumnStats& stats, const CpuFacts& cpu, int64_t ro
 
 ColumnPass::~ColumnPass() = default;
 
-void ColumnPass::add(int64_t i, const float* row, int thread) const {
+void ColumnPass::add(int64_t i, const float* const* rows, int count, int thread) const {
   const Arrays& at = scratch_->memory.at;
-  const float fold = stats_.fold ? stats_.fold[i] : 1.0f;
-  cpu_.kernel->column_absmax(row, fold, cols_, stats_.finite_only, at.largest + thread * at.stride);
+  const float* fold = stats_.fold ? stats_.fold + i : kOnes;
+  cpu_.kernel->column_absmax(rows, fold, count, cols_, stats_.finite_only,
+                             at.largest + thread * at.stride);
   if (!stats_.sum) return;
   float* sum = at.sums + i / kColumnBlock * at.stride;
   if (i % kColumnBlock == 0) std::fill_n(sum, cols_, 0.0f);
-  cpu_.kernel->column_sum(row, cols_, sum);
+  for (int r = 0; r < count; ++r) cpu_.kernel->column_sum(rows[r], cols_, sum);
 }
 
 void ColumnPass::finish() const {
@@ -69,11 +73,17 @@ void ColumnPass::finish() const {
 void column_stats(const MatrixView& x, const ColumnStats& stats, const CpuFacts& cpu) {
   const ColumnPass pass(stats, cpu, x.rows, x.cols);
   const Workspace<RowBuffers> buffers(cpu.threads, x.cols);
-  parallel_for(cpu.threads, ceil_div(x.rows, kColumnBlock), [&](int64_t block, int thread) {
-    float* buffer = buffers.at.row + thread * buffers.at.stride;
+  const int64_t blocks = ceil_div(x.rows, kColumnBlock);
+  parallel_pass(cpu.threads, blocks, /*backwards=*/false, [&](int64_t block, int thread) {
+    float* buffer = buffers.at.row + thread * kRowsAtOnce * buffers.at.stride;
     const int64_t end = std::min(x.rows, (block + 1) * kColumnBlock);
-    for (int64_t i = block * kColumnBlock; i < end; ++i)
-      pass.add(i, load_row(*cpu.kernel, x, i, buffer), thread);
+    for (int64_t i = block * kColumnBlock; i < end; i += kRowsAtOnce) {
+      const float* rows[kRowsAtOnce];
+      const auto count = static_cast<int>(std::min<int64_t>(kRowsAtOnce, end - i));
+      for (int r = 0; r < count; ++r)
+        rows[r] = load_row(*cpu.kernel, x, i + r, buffer + r * buffers.at.stride);
+      pass.add(i, rows, count, thread);
+    }
   });
   pass.finish();
 }

@@ -15,6 +15,7 @@ namespace {
 struct Entry {
   const Kernel* kernel;
   bool supported;
+  bool dot_product;
 };
 
 // The one place that knows which kernels a build carries; best first.
@@ -24,10 +25,11 @@ const std::vector<Entry>& entries() {
       {&kAvx512VnniKernel,
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni")},
-      {&kAvx2Kernel, __builtin_cpu_supports("avx2") != 0},
+           __builtin_cpu_supports("avx512vnni"),
+       true},
+      {&kAvx2Kernel, __builtin_cpu_supports("avx2") != 0, false},
 #endif
-      {&kPortableKernel, true},
+      {&kPortableKernel, true, false},
   };
   return table;
 }
@@ -83,6 +85,12 @@ const Kernel& select_kernel(const std::string& name) {
 TileShape tile_shape(const Kernel& kernel) { return {kTileRows, kernel.nr}; }
 
 std::string kernel_name(const Kernel& kernel) { return kernel.name; }
+
+bool has_dot_product(const Kernel& kernel) {
+  const auto& all = entries();
+  return std::any_of(all.begin(), all.end(),
+                     [&](const Entry& e) { return e.kernel == &kernel && e.dot_product; });
+}
 
 CpuFacts cpu_facts(int threads, const std::string& isa) {
   require(threads >= 1, "int8tile: threads must be at least 1; got ", threads);

@@ -1,4 +1,4 @@
-// forward, grad_input and grad_weight as three ways to feed one GEMM.
+// The forward pass of a linear layer as one way to feed the GEMM; gradients: linear_backward.cpp.
 #include "int8tile/linear.hpp"
 
 #include <algorithm>
@@ -113,6 +113,8 @@ OutlierCounts quantize_input(const QuantizeInputArgs& args, const CpuFacts& cpu)
   const OutlierCounts counts = detect_outliers(x, args.split, cpu, args.to.index, mask.data());
   clear_unused(args, plan, counts.found);
 
+  if (args.saved.regular)
+    prepare_pages(args.saved.regular, saved_input_bytes(*cpu.kernel, x.rows, x.cols), cpu.threads);
   QuantizeTargets targets;
   targets.a = at.a;
   targets.compensation = at.compensation;
@@ -171,165 +173,6 @@ OutlierCounts linear_forward(const ForwardArgs& args, const CpuFacts& cpu) {
                    args.bias, args.out},
                   cpu);
   return counts;
-}
-
-namespace {
-
-struct GradInputScratch {
-  GradInputScratch(Arena& arena, const GemmPlan& plan, bool pack_weight)
-      : a(arena.take<int8_t>(plan.m * plan.k_padded)),
-        compensation(arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
-        grad_scale(arena.take<float>(plan.m)),
-        b(arena.take<uint8_t>(pack_weight ? packed_bytes(*plan.cpu.kernel, plan.n, plan.k) : 0)),
-        weight_scale(arena.take<float>(pack_weight ? plan.n : 0)) {}
-  int8_t* a;
-  int32_t* compensation;
-  float* grad_scale;
-  uint8_t* b;
-  float* weight_scale;
-};
-
-void fill_zero(const OutputView& out, int64_t rows, int64_t cols, const CpuFacts& cpu) {
-  const std::vector<float> zeros(static_cast<std::size_t>(cols), 0.0f);
-  for (int64_t i = 0; i < rows; ++i) store_row(*cpu.kernel, out, i, 0, zeros.data(), cols);
-}
-
-}  // namespace
-
-namespace {
-
-// `columns` are gathered of g in the same pass; may be null.
-void grad_input(const GradInputArgs& args, const CpuFacts& cpu, const ColumnStats* columns) {
-  const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
-  const GemmPlan plan = plan_gemm(m, k, n, 0, kMaxOutlierBits, cpu);
-  const Workspace<GradInputScratch> scratch(plan, !args.packed.panels);
-  const GradInputScratch& at = scratch.at;
-  QuantizeTargets targets;
-  targets.a = at.a;
-  targets.compensation = at.compensation;
-  targets.slices = &plan.slices;
-  quantize_rows(args.grad_output, nullptr, args.spec, cpu, targets, nullptr, at.grad_scale,
-                columns);
-  PackedWeight weight = args.packed;
-  if (!weight.panels) {
-    pack_weight(args.weight, args.spec, true, cpu, at.b, at.weight_scale);
-    weight = {at.b, at.weight_scale};
-  }
-  GemmOperands operands;
-  operands.a = at.a;
-  operands.b = weight.panels;
-  operands.compensation = at.compensation;
-  gemm(plan, operands, {at.grad_scale, weight.scale, nullptr, args.out});
-}
-
-}  // namespace
-
-void linear_grad_input(const GradInputArgs& args, const CpuFacts& cpu) {
-  const int64_t m = args.grad_output.rows, k = args.in_features;
-  if (args.grad_output.cols == 0) return fill_zero(args.out, m, k, cpu);
-  if (m > 0 && k > 0) grad_input(args, cpu, nullptr);
-}
-
-namespace {
-
-struct GradWeightScratch {
-  GradWeightScratch(Arena& arena, const GemmPlan& plan, int64_t outliers)
-      : a(arena.take<int8_t>(plan.m * plan.k_padded)),
-        compensation(arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
-        grad_scale(arena.take<float>(plan.m)),
-        input_scale(arena.take<float>(plan.n)),
-        low(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, outliers, plan.k))),
-        high_sum(arena.take<int32_t>(plan.m * outliers)),
-        low_sum(arena.take<int32_t>(plan.m * outliers)),
-        limb_grad(arena.take<float>(plan.m * outliers)) {}
-  int8_t* a;
-  int32_t* compensation;
-  float* grad_scale;   // [n]
-  float* input_scale;  // [k]
-  uint8_t* low;
-  int32_t *high_sum, *low_sum;
-  float* limb_grad;
-};
-
-constexpr int64_t kLimbRows = 64;  // rows of grad_w per task
-
-// grad_w[:, j] of the outlier columns: 128 * high + low, combined in float32 per slice.
-void limb_columns(const GradWeightArgs& args, const GemmPlan& plan, const GradWeightScratch& at) {
-  const int64_t n = plan.m, count = args.outliers;
-  gather_panel_rows(plan.cpu, args.saved_regular, plan.k_padded, args.index, count, at.low);
-  GemmPlan limb_plan = plan_gemm(n, count, plan.k, 0, kMaxOutlierBits, plan.cpu);
-  GemmOperands high, low;
-  high.a = low.a = at.a;
-  high.compensation = low.compensation = at.compensation;
-  high.b = args.saved_high;
-  low.b = at.low;
-  for (std::size_t s = 0; s < plan.slices.size(); ++s) {
-    gemm_integers(limb_plan, high, s, at.high_sum);
-    gemm_integers(limb_plan, low, s, at.low_sum);
-    parallel_for(plan.cpu.threads, ceil_div(n, kLimbRows), [&](int64_t block, int) {
-      const int64_t end = std::min(n, (block + 1) * kLimbRows);
-      for (int64_t i = block * kLimbRows; i < end; ++i)
-        for (int64_t t = 0; t < count; ++t) {
-          const int64_t at_t = i * count + t;
-          const float sum =
-              static_cast<float>(at.high_sum[at_t]) * 128.0f + static_cast<float>(at.low_sum[at_t]);
-          const float value = sum * at.grad_scale[i] * at.input_scale[args.index[t]];
-          at.limb_grad[at_t] = s == 0 ? value : at.limb_grad[at_t] + value;
-          if (s + 1 == plan.slices.size())
-            store_row(*plan.cpu.kernel, args.out, i, args.index[t], at.limb_grad + at_t, 1);
-        }
-    });
-  }
-}
-
-// Row scales of x lie on the summed axis, so they are folded into g; a tensor scale is not.
-const float* fold_of(const GradWeightArgs& args) {
-  return args.spec.granularity == Granularity::kTensor ? nullptr : args.input_scale;
-}
-
-// absmax // [n] bits, of the columns of g times its fold
-void grad_weight(const GradWeightArgs& args, const uint32_t* absmax, const CpuFacts& cpu) {
-  const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
-  const GemmPlan plan = plan_gemm(n, k, m, 0, kMaxOutlierBits, cpu);
-  const Workspace<GradWeightScratch> scratch(plan, args.outliers);
-  const GradWeightScratch& at = scratch.at;
-  QuantizeTargets targets;
-  targets.a_transposed = at.a;
-  targets.compensation = at.compensation;
-  targets.slices = &plan.slices;
-  const float* fold = fold_of(args);
-  quantize_columns(args.grad_output, fold, absmax, args.spec, cpu, targets, at.grad_scale);
-  std::fill_n(at.input_scale, k, fold ? 1.0f : args.input_scale[0]);
-  GemmOperands operands;
-  operands.a = at.a;
-  operands.b = args.saved_regular;
-  operands.compensation = at.compensation;
-  gemm(plan, operands, {at.grad_scale, at.input_scale, nullptr, args.out});
-  if (args.outliers > 0) limb_columns(args, plan, at);
-}
-
-}  // namespace
-
-void linear_grad_weight(const GradWeightArgs& args, const CpuFacts& cpu) {
-  const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
-  std::vector<uint32_t> absmax(static_cast<std::size_t>(n));
-  column_stats(args.grad_output, {fold_of(args), false, absmax.data(), args.grad_bias}, cpu);
-  if (m == 0) return fill_zero(args.out, n, k, cpu);
-  if (n > 0 && k > 0) grad_weight(args, absmax.data(), cpu);
-}
-
-void linear_backward(const GradInputArgs& input, const GradWeightArgs& weight,
-                     const CpuFacts& cpu) {
-  const int64_t m = weight.grad_output.rows, n = weight.grad_output.cols, k = weight.in_features;
-  if (m == 0 || n == 0 || k == 0) {
-    linear_grad_input(input, cpu);
-    linear_grad_weight(weight, cpu);
-    return;
-  }
-  std::vector<uint32_t> absmax(static_cast<std::size_t>(n));
-  const ColumnStats columns{fold_of(weight), false, absmax.data(), weight.grad_bias};
-  grad_input(input, cpu, &columns);
-  grad_weight(weight, absmax.data(), cpu);
 }
 
 }  // namespace int8tile

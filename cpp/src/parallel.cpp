@@ -27,30 +27,56 @@ void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t, 
 #endif
 }
 
-void prepare_pages(void* data, int64_t bytes, int threads) {
-#ifdef MADV_HUGEPAGE
-  constexpr int64_t kHugePage = 2 << 20;
-  const int64_t unaligned =
-      static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(data)) % kHugePage;
-  const int64_t skipped = (kHugePage - unaligned) % kHugePage;
-  const int64_t pages = (bytes - skipped) / kHugePage;
-  if (pages < 1) return;
-  char* begin = static_cast<char*>(data) + skipped;
-  // Only advice: a kernel without huge pages refuses, and the pages are mapped when written.
-  if (madvise(begin, static_cast<std::size_t>(pages * kHugePage), MADV_HUGEPAGE) != 0) return;
-  // Each page by one thread: of two that met in it, both would clear it and one for nothing.
-  parallel_for(threads, pages, [&](int64_t page, int) {
-    *static_cast<volatile char*>(begin + page * kHugePage) = 0;
-  });
-#else
-  static_cast<void>(data), static_cast<void>(bytes), static_cast<void>(threads);
+void parallel_pass(int threads, int64_t tasks, bool backwards,
+                   const std::function<void(int64_t, int)>& body) {
+  const auto shares = static_cast<int>(std::clamp<int64_t>(tasks, 1, threads));
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(shares) schedule(static, 1)
 #endif
+  for (int t = 0; t < shares; ++t) {
+    const int64_t begin = t * tasks / shares, end = (t + 1) * tasks / shares;
+    for (int64_t i = begin; i < end; ++i) body(backwards ? begin + end - 1 - i : i, t);
+  }
+}
+
+namespace {
+
+constexpr int64_t kHugePage = 2 << 20;
+
+struct HugePages {
+  char* begin = nullptr;
+  int64_t count = 0;
+};
+
+// Asks for huge pages where a block holds whole ones. Only advice: where the system has none, or
+// refuses, small pages are mapped as they are written, and the count is 0.
+HugePages advise_huge_pages(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  const auto address = static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(data));
+  const int64_t skipped = round_up(address, kHugePage) - address;
+  const HugePages pages{static_cast<char*>(data) + skipped, (bytes - skipped) / kHugePage};
+  if (pages.count > 0 &&
+      madvise(pages.begin, static_cast<std::size_t>(pages.count * kHugePage), MADV_HUGEPAGE) == 0)
+    return pages;
+#endif
+  return {};
+}
+
+}  // namespace
+
+void prepare_pages(void* data, int64_t bytes, int threads) {
+  const HugePages pages = advise_huge_pages(data, bytes);
+  // Each page by one thread: of two that met in it, both would clear it and one for nothing.
+  parallel_for(threads, pages.count, [&](int64_t page, int) {
+    *static_cast<volatile char*>(pages.begin + page * kHugePage) = 0;
+  });
 }
 
 Arena::Arena(int64_t bytes) {
   const auto size = static_cast<std::size_t>(round_up(std::max<int64_t>(bytes, 1), kAlignment));
   block_ = static_cast<char*>(std::aligned_alloc(kAlignment, size));
   if (!block_) throw std::bad_alloc();
+  advise_huge_pages(block_, bytes);
 }
 
 Arena::~Arena() {

@@ -24,6 +24,27 @@ constexpr int64_t kMinRows = 96, kMaxRows = 240;
 constexpr int64_t kPanelsPerTask = 4;
 constexpr int64_t kTasksPerThread = 8;
 
+// Where float32 wins: the speed of a trained weight's forward in times that of float32, by
+// `python bench/bench_linear.py --weights each --passes forward --candidates int8-split` on 2 cores
+// of an Intel Xeon (Emerald Rapids), torch 2.13, 2026-11-24.
+//
+//   weight [n, k]  16 tokens    32    48    64    96   128
+//   [384, 384]          0.44  0.59  0.73  0.76  0.88  1.02
+//   [768, 768]          0.58  0.79  0.95  1.12  1.33  1.39
+//   [3072, 768]         0.80  0.97  1.19  1.45  1.72  1.91
+//   [768, 3072]         0.94  1.12  1.28  1.37  1.57  1.68
+//   [2048, 2048]        0.80  1.10  1.37  1.40  1.73  1.94
+//
+// Forward and backward together break even at the same sizes or a little below.
+constexpr int64_t kTrainedTokens = 32;
+constexpr double kTrainedWork = 1 << 25;  // multiply-adds
+// A frozen weight that stays packed (`--weights frozen`): 0.42 at [32, 256] x [256, 256], 0.94 at
+// [64, 384] x [384, 384], 1.5 at [16, 768] x [768, 768]. From 1M weights on it is about 1 from the
+// first token, where float32 waits for memory.
+constexpr double kFrozenWork = 1 << 23;  // multiply-adds
+constexpr double kLargeWeight = 1 << 20;
+constexpr const char* kFloatWins = "float32 is expected to be as fast or faster";
+
 int64_t most_outliers(int64_t depth) {
   return std::max<int64_t>(0, (kAccumulatorLimit - depth * kRegularProduct) / kOutlierProduct);
 }
@@ -99,7 +120,27 @@ GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k, int64_t capacity, int outlie
   return plan;
 }
 
-std::string GemmPlan::text() const {
+std::string kernel_verdict(const Kernel& kernel) {
+  if (has_dot_product(kernel)) return {};
+  return concat(kFloatWins, ": the ", kernel.name, " kernel has no int8 dot-product instruction");
+}
+
+std::string GemmPlan::verdict() const {
+  if (std::string why = kernel_verdict(*cpu.kernel); !why.empty()) return why;
+  const double weights = static_cast<double>(n) * static_cast<double>(k);
+  const double work = static_cast<double>(m) * weights;
+  if (m == 0 || (work < kFrozenWork && weights < kLargeWeight))
+    return concat(kFloatWins, ": the call's own overhead outweighs so small a product");
+  if (m < kTrainedTokens || work < kTrainedWork)
+    return concat(kFloatWins, " while the weight is trained: with ",
+                  m < kTrainedTokens ? concat("fewer than ", kTrainedTokens, " tokens")
+                                     : "so small a product",
+                  ", quantizing it in every call costs more than int8 saves; "
+                  "where it is frozen, int8 is expected to be faster");
+  return "int8 is expected to be faster than float32";
+}
+
+std::string GemmPlan::text(bool with_verdict) const {
   const int64_t panel = round_up(capacity, kGroup);
   std::ostringstream out;
   out << "out[" << m << ", " << n << "] = a[" << m << ", " << k << "] @ b[" << n << ", " << k
@@ -120,6 +161,7 @@ std::string GemmPlan::text() const {
       << "  accumulator  |acc| <= " << accumulator_bound << " = 2^31 * "
       << static_cast<double>(accumulator_bound) / 2147483648.0 << '\n'
       << "  workspace    " << workspace_bytes << " bytes";
+  if (with_verdict) out << "\n  verdict      " << verdict();
   return out.str();
 }
 

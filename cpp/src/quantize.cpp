@@ -69,10 +69,11 @@ struct StripScratch {
         q(arena.take<int8_t>(threads * strip_bytes)),
         high(arena.take<int8_t>(threads * high_bytes)),
         low(arena.take<int8_t>(threads * high_bytes)),
-        row(arena.take<float>(threads * row_stride)) {}
+        row(arena.take<float>(threads * row_stride)),
+        gathered(arena.take<float>(threads * high_stride)) {}
   int64_t stride, high_stride, row_stride, strip_bytes, high_bytes;
   int8_t *q, *high, *low;
-  float* row;
+  float *row, *gathered;
 };
 
 // The row itself, or times its fold in `buffer`.
@@ -82,39 +83,46 @@ const float* folded(const float* row, int64_t cols, const float* fold, int64_t i
   return buffer;
 }
 
-uint32_t outlier_absmax(const float* row, const OutlierTargets& outliers) {
-  uint32_t largest = 0;
-  for (int64_t t = 0; t < outliers.count; ++t)
-    largest = std::max(largest, std::bit_cast<uint32_t>(row[outliers.index[t]]) & 0x7fffffffu);
-  return largest;
+// Bits of the absmax of a row's two parts.
+struct RowMaxima {
+  uint32_t regular = 0;
+  uint32_t outlier = 0;
+};
+
+// gathered // [count] takes the row's outliers
+RowMaxima row_maxima(const Kernel& kernel, const float* row, int64_t cols,
+                     const OutlierTargets* outliers, float* gathered) {
+  if (!outliers || outliers->count == 0) return {kernel.absmax_bits(row, nullptr, cols), 0};
+  const uint32_t regular = kernel.absmax_bits(row, outliers->mask, cols);  // brings in the row
+  kernel.gather(row, outliers->index, outliers->count, gathered);
+  return {regular, kernel.absmax_bits(gathered, nullptr, outliers->count)};
 }
 
-Scale row_scale(const Kernel& kernel, const float* row, int64_t cols, const QuantizeSpec& spec,
-                const OutlierTargets* outliers) {
-  const uint32_t regular =
-      kernel.absmax_bits(row, outliers && outliers->count ? outliers->mask : nullptr, cols);
-  if (!outliers) return make_scale(regular, 0, spec.scale, kMaxOutlierBits);
-  return make_scale(regular, outlier_absmax(row, *outliers), spec.scale, outliers->outlier_bits);
+Scale scale_of(const RowMaxima& maxima, const QuantizeSpec& spec, const OutlierTargets* outliers) {
+  return make_scale(maxima.regular, maxima.outlier, spec.scale,
+                    outliers ? outliers->outlier_bits : kMaxOutlierBits);
 }
 
 Scale tensor_scale_of_rows(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
-                           const CpuFacts& cpu, const OutlierTargets* outliers, float* buffers,
-                           int64_t buffer_stride) {
-  std::vector<uint32_t> regular(static_cast<std::size_t>(cpu.threads), 0u), outlier = regular;
-  parallel_for(cpu.threads, ceil_div(x.rows, kRowsPerStripA), [&](int64_t block, int thread) {
-    const auto t = static_cast<std::size_t>(thread);
+                           const CpuFacts& cpu, const OutlierTargets* outliers,
+                           const StripScratch& scratch) {
+  std::vector<RowMaxima> largest(static_cast<std::size_t>(cpu.threads));
+  const int64_t blocks = ceil_div(x.rows, kRowsPerStripA);
+  parallel_pass(cpu.threads, blocks, /*backwards=*/false, [&](int64_t block, int thread) {
+    RowMaxima& all = largest[static_cast<std::size_t>(thread)];
+    float* buffer = scratch.row + thread * scratch.row_stride;
+    float* gathered = scratch.gathered + thread * scratch.high_stride;
     const int64_t end = std::min(x.rows, (block + 1) * kRowsPerStripA);
     for (int64_t i = block * kRowsPerStripA; i < end; ++i) {
-      float* buffer = buffers + thread * buffer_stride;
       const float* row = folded(load_row(*cpu.kernel, x, i, buffer), x.cols, fold, i, buffer);
-      const uint32_t* mask = outliers && outliers->count ? outliers->mask : nullptr;
-      regular[t] = std::max(regular[t], cpu.kernel->absmax_bits(row, mask, x.cols));
-      if (outliers) outlier[t] = std::max(outlier[t], outlier_absmax(row, *outliers));
+      const RowMaxima each = row_maxima(*cpu.kernel, row, x.cols, outliers, gathered);
+      all = {std::max(all.regular, each.regular), std::max(all.outlier, each.outlier)};
     }
   });
-  return make_scale(*std::max_element(regular.begin(), regular.end()),
-                    *std::max_element(outlier.begin(), outlier.end()), spec.scale,
-                    outliers ? outliers->outlier_bits : kMaxOutlierBits);
+  RowMaxima all;
+  for (const RowMaxima& each : largest)
+    all = {std::max(all.regular, each.regular), std::max(all.outlier, each.outlier)};
+  return scale_of(all, spec, outliers);
 }
 
 // Everything one strip of rows needs while it passes through.
@@ -159,8 +167,11 @@ struct RowPass {
     }
   }
 
-  void one_row(int64_t i, const float* row, int8_t* q, int8_t* high, int8_t* low) const {
-    const Scale s = tensor ? *tensor : row_scale(kernel, row, x.cols, spec, outliers);
+  // gathered // [count] takes the row's outliers
+  void one_row(int64_t i, const float* row, int8_t* q, int8_t* high, int8_t* low,
+               float* gathered) const {
+    const RowMaxima maxima = row_maxima(kernel, row, x.cols, outliers, gathered);
+    const Scale s = tensor ? *tensor : scale_of(maxima, spec, outliers);
     scale[i] = s.scale;
     const int64_t count = outlier_count();
     std::memset(q + x.cols, 0, static_cast<std::size_t>(scratch.stride - x.cols));
@@ -172,7 +183,7 @@ struct RowPass {
       quantize(row, i, s.inv, q);
       if (count > 0) {
         const int limit = (1 << (outliers->outlier_bits - 1)) - 1;
-        kernel.quantize_outliers(row, outliers->index, count, s.inv, s.shift, limit, high, low);
+        kernel.quantize_outliers(gathered, count, s.inv, s.shift, limit, high, low);
         std::fill(high + count, high + scratch.high_stride, int8_t{0});
         std::fill(low + count, low + scratch.high_stride, int8_t{0});
         if (outliers->low_in_place)
@@ -213,11 +224,12 @@ struct RowPass {
     int8_t* high = scratch.high + thread * scratch.high_bytes;
     int8_t* low = scratch.low + thread * scratch.high_bytes;
     float* buffer = scratch.row + thread * scratch.row_stride;
+    float* gathered = scratch.gathered + thread * scratch.high_stride;
     for (int64_t r = 0; r < rows; ++r) {
       const float* row = load_row(kernel, x, first + r, buffer);
-      if (columns) columns->add(first + r, row, thread);
+      if (columns) columns->add(first + r, &row, 1, thread);
       one_row(first + r, folded(row, x.cols, fold, first + r, buffer), q + r * scratch.stride,
-              high + r * scratch.high_stride, low + r * scratch.high_stride);
+              high + r * scratch.high_stride, low + r * scratch.high_stride, gathered);
     }
     const int64_t padding = round_up(rows, kDepthAlign) - rows;
     std::memset(q + rows * scratch.stride, 0, static_cast<std::size_t>(padding * scratch.stride));
@@ -271,8 +283,7 @@ void quantize_rows(const MatrixView& x, const float* fold, const QuantizeSpec& s
                                         outliers ? outliers->count : 0);
   Scale tensor;
   if (spec.granularity == Granularity::kTensor)
-    tensor =
-        tensor_scale_of_rows(x, fold, spec, cpu, outliers, scratch.at.row, scratch.at.row_stride);
+    tensor = tensor_scale_of_rows(x, fold, spec, cpu, outliers, scratch.at);
   const RowPass pass{x,
                      fold,
                      spec,
@@ -284,7 +295,8 @@ void quantize_rows(const MatrixView& x, const float* fold, const QuantizeSpec& s
                      scratch.at,
                      targets.slices ? *targets.slices : std::vector<Slice>{{0, x.cols}},
                      column_pass ? &*column_pass : nullptr};
-  parallel_for(cpu.threads, strips, [&](int64_t s, int thread) {
+  const bool backwards = outliers != nullptr;  // the pass that found them went forwards
+  parallel_pass(cpu.threads, strips, backwards, [&](int64_t s, int thread) {
     const int64_t first = s * strip_rows;
     pass.strip(first, std::min(strip_rows, x.rows - first), thread);
   });
@@ -327,7 +339,9 @@ void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* ab
   std::vector<int32_t> sums(static_cast<std::size_t>(cpu.threads * sums_per_thread), 0);
   const Workspace<StripScratch> scratch(cpu.threads, kRowsPerStripB, x.cols, int64_t{0});
   const StripScratch& at = scratch.at;
-  parallel_for(cpu.threads, ceil_div(x.rows, kRowsPerStripB), [&](int64_t s, int thread) {
+  // Backwards: the pass that found the absmax went forwards.
+  const int64_t strips = ceil_div(x.rows, kRowsPerStripB);
+  parallel_pass(cpu.threads, strips, /*backwards=*/true, [&](int64_t s, int thread) {
     const int64_t first = s * kRowsPerStripB;
     const int64_t rows = std::min(kRowsPerStripB, x.rows - first);
     int8_t* q = at.q + thread * at.strip_bytes;

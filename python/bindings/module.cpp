@@ -315,11 +315,16 @@ PYBIND11_MODULE(_core, m) {
                                return std::make_pair(tile_shape(*p.cpu.kernel).rows,
                                                      tile_shape(*p.cpu.kernel).columns);
                              })
-      .def("__str__", &GemmPlan::text);
+      .def_property_readonly("verdict", &GemmPlan::verdict)
+      .def("text", &GemmPlan::text, py::arg("with_verdict") = true)
+      .def("__str__", [](const GemmPlan& p) { return p.text(); });
 
   m.def("compiled_isas", &compiled_isas, "Kernels in this build, best first.");
   m.def("supported_isas", &supported_isas, "Kernels this CPU can run, best first.");
   m.def("default_isa", [] { return kernel_name(select_kernel()); });
+  m.def(
+      "kernel_verdict", [](const std::string& isa) { return kernel_verdict(select_kernel(isa)); },
+      py::arg("isa") = "");
   m.def("cache_bytes", [] {
     const CpuFacts cpu = cpu_facts(1);
     return std::make_pair(cpu.l1_bytes, cpu.l2_bytes);

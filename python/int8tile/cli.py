@@ -156,7 +156,7 @@ def plan(
     threads: Annotated[int | None, typer.Option(show_default="torch's choice")] = None,
     isa: Annotated[str | None, typer.Option(help="Kernel.", show_default="the best")] = None,
 ) -> None:
-    """Show how the three matrix products of one linear layer will run."""
+    """Show how the matrix products of a linear layer will run, and whether int8 is faster."""
     products: dict[str, tuple[int, int, int, int | None]] = {
         "forward": (m, n, k, outlier_capacity),
         "grad_input": (m, k, n, 0),
@@ -171,12 +171,14 @@ def plan(
         except ValueError as error:
             raise UsageError(str(error)) from error
     for name, each in plans.items():
-        typer.echo(f"{name}\n{each}\n")
+        typer.echo(f"{name}\n{each.text(with_verdict=False)}\n")
+    # Of the layer, once: in the gradients' products m is not the number of tokens.
+    typer.echo(f"verdict\n  {plans['forward'].verdict}")
 
 
 @app.command()
 def info() -> None:
-    """Show versions, processor and kernels, and run a one-second self-test."""
+    """Show versions, processor, kernels and what to expect, and run a one-second self-test."""
     facts = Table(show_header=False, box=None)
     for name, value in environment.describe().items():
         facts.add_row(f"[bold]{name}[/]", str(value))

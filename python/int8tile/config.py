@@ -66,8 +66,14 @@ class Int8TileConfig:
         forward: int8 for y = x @ w.T; False computes it in the input's dtype.
         grad_input: the same for grad_x = g @ w.
         grad_weight: the same for grad_w = g.T @ x.
+        min_tokens: a call with fewer rows than this (the product of the input's leading
+            dimensions) runs `torch.nn.functional.linear`, forward and backward, with nothing in
+            int8. 0: never. For generation and single-row evaluation while the weight is trained,
+            where quantising it in each call costs more than int8 saves; `plan(...).verdict` says
+            from how many tokens on int8 pays.
 
     Raises:
+        TypeError: an option is of another type.
         ValueError: an option is outside its range.
 
     Source: the split is that of arXiv 2312.09211; row scales, the shared least significant bit
@@ -83,6 +89,7 @@ class Int8TileConfig:
     forward: bool = True
     grad_input: bool = True
     grad_weight: bool = True
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         who = "int8tile.Int8TileConfig"
@@ -102,6 +109,10 @@ class Int8TileConfig:
             raise ValueError(
                 f"{who}: outlier_capacity must be None or >= 0; got {self.outlier_capacity}"
             )
+        if not isinstance(self.min_tokens, Integral):
+            raise TypeError(f"{who}: min_tokens must be an int; got {self.min_tokens!r}")
+        if self.min_tokens < 0:
+            raise ValueError(f"{who}: min_tokens must be >= 0; got {self.min_tokens}")
 
     @classmethod
     def paper(cls, **overrides: Any) -> Int8TileConfig:  # noqa: ANN401 - any field of the class

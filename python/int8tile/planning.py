@@ -28,7 +28,8 @@ def plan(
         isa: the kernel, as in `int8tile info`; None for the default of this machine.
 
     Returns:
-        The plan; str() prints it.
+        The plan; str() prints it. Its last line, `verdict`, says whether int8 or float32 is
+        expected to be faster, taking m for tokens and b for the weight of a layer's forward.
 
     Raises:
         ValueError: negative sizes, bits outside 8..15, a capacity that does not fit, or an

@@ -28,8 +28,8 @@ class ColumnPass {
   ColumnPass(const ColumnPass&) = delete;
   ColumnPass& operator=(const ColumnPass&) = delete;
 
-  /// row // [cols], row i of x
-  void add(int64_t i, const float* row, int thread) const;
+  /// rows // [count][cols], the rows of x from row i on, all of one block
+  void add(int64_t i, const float* const* rows, int count, int thread) const;
   /// Writes stats.absmax and stats.sum, after all rows.
   void finish() const;
 

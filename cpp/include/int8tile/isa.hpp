@@ -27,6 +27,9 @@ struct TileShape {
 TileShape tile_shape(const Kernel& kernel);
 std::string kernel_name(const Kernel& kernel);
 
+/// Whether the kernel multiplies int8 with a dot-product instruction, which float32 does not match.
+bool has_dot_product(const Kernel& kernel);
+
 /// What the planner needs to know of a CPU.
 struct CpuFacts {
   const Kernel* kernel = nullptr;

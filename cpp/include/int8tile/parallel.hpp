@@ -13,6 +13,12 @@ namespace int8tile {
 /// not throw: no exception can leave a parallel region.
 void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t, int)>& body);
 
+/// The same for passes over the rows of one matrix: thread t takes the t-th share of the tasks, so
+/// what it left in its cache on one pass is there on the next, which should go `backwards` where
+/// the matrix is larger than the caches.
+void parallel_pass(int threads, int64_t tasks, bool backwards,
+                   const std::function<void(int64_t, int)>& body);
+
 /// Maps fresh memory that is about to be overwritten, in huge pages where the system grants them.
 /// Left to the writes, faults of 4 KiB pages take longer than the GEMM that fills a large output.
 /// Does nothing to small blocks. The contents are lost.

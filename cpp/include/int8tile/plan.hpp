@@ -37,11 +37,19 @@ struct GemmPlan {
   int64_t workspace_bytes = 0;    // packed operands, scales and scratch of one call
 
   bool low_in_place() const { return slices.size() <= 1; }
-  std::string text() const;
+  /// Whether int8 or float32 is expected to be faster, and why. The plan is taken for the forward
+  /// product of a layer: m tokens, and b the weight, which is quantised in every call if trained.
+  std::string verdict() const;
+  /// The plan in lines; without the verdict for a product that is not a layer's forward.
+  std::string text(bool with_verdict = true) const;
 };
 
 /// The deepest K whose int8 products always fit int32, a power of two.
 inline constexpr int64_t kSliceDepth = 131072;
+
+/// Why float32 is expected to be as fast with this kernel, whatever the shape; empty where it has a
+/// dot-product instruction.
+std::string kernel_verdict(const Kernel& kernel);
 
 /// The outlier capacity used where none is given: min(k, k/16 rounded up to 32), lowered where the
 /// accumulator could overflow.

@@ -70,8 +70,10 @@ struct Kernel {
   void (*float_to_float16)(const float* in, int64_t n, uint16_t* out);
   /// Largest bits of a row; `mask` (null: all) holds 0x7fffffff where a column counts, else 0.
   uint32_t (*absmax_bits)(const float* x, const uint32_t* mask, int64_t n);
-  /// acc[j] = max(acc[j], bits of x[j] * fold). With finite_only, inf and NaN count as 0.
-  void (*column_absmax)(const float* x, float fold, int64_t n, bool finite_only, uint32_t* acc);
+  /// acc[j] = max(acc[j], bits of rows[r][j] * fold[r]) over `count` rows. With finite_only, inf
+  /// and NaN count as 0.
+  void (*column_absmax)(const float* const* rows, const float* fold, int count, int64_t n,
+                        bool finite_only, uint32_t* acc);
   /// acc[j] += x[j]
   void (*column_sum)(const float* x, int64_t n, float* acc);
 
@@ -81,9 +83,11 @@ struct Kernel {
   void (*quantize_columns)(const float* x, float fold, const float* inv, int64_t n, int8_t* q);
   void (*quantize_columns_stochastic)(const float* x, float fold, const float* inv, int64_t n,
                                       RoundingKey key, int8_t* q);
-  /// Limbs of `count` outlier columns: v = clamp(round(x * inv * 2^-shift), +-limit) << shift.
-  void (*quantize_outliers)(const float* x, const int32_t* index, int64_t count, float inv,
-                            int shift, int limit, int8_t* high, int8_t* low);
+  /// out[t] = x[index[t]]
+  void (*gather)(const float* x, const int32_t* index, int64_t count, float* out);
+  /// Limbs of gathered outliers: v = clamp(round(x * inv * 2^-shift), +-limit) << shift.
+  void (*quantize_outliers)(const float* x, int64_t count, float inv, int shift, int limit,
+                            int8_t* high, int8_t* low);
 
   // int8 rows.
   int32_t (*row_sum)(const int8_t* q, int64_t n);

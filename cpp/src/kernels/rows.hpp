@@ -106,12 +106,17 @@ uint32_t rows_absmax_bits(const float* x, const uint32_t* mask, int64_t n) {
   return largest;
 }
 
-void rows_column_absmax(const float* x, float fold, int64_t n, bool finite_only, uint32_t* acc) {
+void rows_column_absmax(const float* const* rows, const float* fold, int count, int64_t n,
+                        bool finite_only, uint32_t* acc) {
   const uint32_t limit = finite_only ? kInfBits : 0xffffffffu;
-  for (int64_t j = 0; j < n; ++j) {
-    const uint32_t bits = abs_bits(x[j] * fold);
-    const uint32_t counted = bits < limit ? bits : 0;
-    acc[j] = counted > acc[j] ? counted : acc[j];
+  for (int r = 0; r < count; ++r) {
+    const float* x = rows[r];
+    const float factor = fold[r];
+    for (int64_t j = 0; j < n; ++j) {
+      const uint32_t bits = abs_bits(x[j] * factor);
+      const uint32_t counted = bits < limit ? bits : 0;
+      acc[j] = counted > acc[j] ? counted : acc[j];
+    }
   }
 }
 
@@ -144,12 +149,16 @@ void rows_quantize_columns_stochastic(const float* x, float fold, const float* i
   }
 }
 
-void rows_quantize_outliers(const float* x, const int32_t* index, int64_t count, float inv,
-                            int shift, int limit, int8_t* high, int8_t* low) {
+void rows_gather(const float* x, const int32_t* index, int64_t count, float* out) {
+  for (int64_t j = 0; j < count; ++j) out[j] = x[index[j]];
+}
+
+void rows_quantize_outliers(const float* x, int64_t count, float inv, int shift, int limit,
+                            int8_t* high, int8_t* low) {
   const float step = float_of(static_cast<uint32_t>(127 - shift) << 23);  // 2^-shift
   const float bound = static_cast<float>(limit);
   for (int64_t j = 0; j < count; ++j) {
-    float value = x[index[j]] * inv * step;
+    float value = x[j] * inv * step;
     value = value < bound ? value : bound;
     value = value > -bound ? value : -bound;
     const int32_t v = round_even(value) * (1 << shift);
@@ -220,6 +229,7 @@ constexpr Kernel generic_kernel(const char* name, int nr, int b_offset, void (*t
   kernel.quantize_row_stochastic = rows_quantize_row_stochastic;
   kernel.quantize_columns = rows_quantize_columns;
   kernel.quantize_columns_stochastic = rows_quantize_columns_stochastic;
+  kernel.gather = rows_gather;
   kernel.quantize_outliers = rows_quantize_outliers;
   kernel.row_sum = rows_sum;
   kernel.column_sum_int8 = rows_column_sum_int8;

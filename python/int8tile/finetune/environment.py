@@ -32,6 +32,8 @@ def describe() -> dict[str, str | int]:
         "cores": os.cpu_count() or 1,
         "caches": f"L1 {l1 // 1024} KiB, L2 {l2 // 1024} KiB",
         "isa": _core.default_isa(),
+        "speed": _core.kernel_verdict()
+        or "int8 is expected to be faster than float32, except for small products and few tokens",
         "kernels": ", ".join(_core.compiled_isas()),
         "supported": ", ".join(_core.supported_isas()),
         "threads": torch.get_num_threads(),

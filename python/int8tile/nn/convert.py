@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 from torch import nn
 
+from int8tile import _core
 from int8tile.config import ConfigMapping, Int8TileConfig, config_for, matches
 from int8tile.nn.linear import Int8Linear
 from int8tile.ops.shared import SharedInput
@@ -36,16 +38,19 @@ class ConversionReport:
         converted: names of the modules that are Int8Linear now.
         skipped: reasons by the name of each linear-like module that is not.
         shared: groups of converted modules that quantise their input once.
+        notes: what else to know, such as a kernel that is no faster than float32.
     """
 
     converted: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     shared: list[tuple[str, ...]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"{len(self.converted)} linear layers converted, {len(self.skipped)} skipped"]
         if self.shared:
             lines += [f"  {len(self.shared)} groups quantise the input they share once"]
+        lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  skipped {name or '(root)'}: {why}" for name, why in self.skipped.items()]
         return "\n".join(lines)
 
@@ -59,7 +64,11 @@ def _matrix_parameters(module: nn.Module) -> list[str]:
 
 
 def _why_not(
-    module: nn.Module, name: str, filter_fn: FilterFn | None, skip: Iterable[str]
+    module: nn.Module,
+    name: str,
+    filter_fn: FilterFn | None,
+    skip: Iterable[str],
+    min_features: int,
 ) -> str | None:
     if not isinstance(module, nn.Linear):
         names = ", ".join(_matrix_parameters(module))
@@ -71,6 +80,10 @@ def _why_not(
     pattern = next((p for p in skip if matches(name, p)), None)
     if pattern is not None:
         return f"its name matches skip pattern {pattern!r}"
+    for features in ("in_features", "out_features"):
+        size = getattr(module, features)
+        if size < min_features:
+            return f"its {features} ({size}) is below min_features ({min_features})"
     if filter_fn is not None and not filter_fn(module, name):
         return "filter_fn returned False"
     return None
@@ -82,6 +95,7 @@ def convert_(
     filter_fn: FilterFn | None = None,
     skip: Iterable[str] = DEFAULT_SKIP,
     share_inputs: bool = False,
+    min_features: int = 0,
 ) -> ConversionReport:
     """Turn the nn.Linear layers of `model` into Int8Linear, in place.
 
@@ -97,15 +111,22 @@ def convert_(
         share_inputs: quantise the input of q, k and v projections (and of gate and up projections)
             once for all of them, which is faster and saves it once for backward. Results are the
             same bit for bit. Known by their names: see SHARED_INPUTS.
+        min_features: a layer with fewer input or output features is left alone, because float is
+            faster for small layers. 0: none.
 
     Returns:
-        A report of the converted layers and of the linear-like modules that were not.
+        A report of the converted layers and of the linear-like modules that were not. It also says
+        where float32 is expected to be as fast on this machine.
 
     Raises:
-        TypeError: config or its values are of another type.
+        TypeError: config or its values, or min_features, are of another type.
+        ValueError: min_features is negative, or INT8TILE_ISA is unknown.
+        NotImplementedError: INT8TILE_ISA names an instruction set that this CPU lacks.
     """
     config = Int8TileConfig() if config is None else config
     _check_config(config)
+    _check_min_features(min_features)
+    verdict = _core.kernel_verdict()
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     report = ConversionReport()
     for name, module in list(model.named_modules()):
@@ -113,7 +134,7 @@ def convert_(
             continue
         if not isinstance(module, nn.Linear) and not _matrix_parameters(module):
             continue
-        reason = _why_not(module, name, filter_fn, skip)
+        reason = _why_not(module, name, filter_fn, skip, min_features)
         layer_config = config_for(name, config)
         if reason is None and layer_config is None:
             reason = "no config pattern matches, or it maps to None"
@@ -125,6 +146,8 @@ def convert_(
         report.converted.append(name)
     for name, module in model.named_modules():
         report.shared += _share_inputs(module, name, share_inputs)
+    if report.converted and verdict:
+        report.notes.append(verdict)
     return report
 
 
@@ -151,6 +174,14 @@ def _check_config(config: object) -> None:
             "int8tile.convert_: config must be an Int8TileConfig or a mapping of name "
             f"patterns to them; got {type(value).__name__}"
         )
+
+
+def _check_min_features(min_features: object) -> None:
+    who = "int8tile.convert_: min_features"
+    if not isinstance(min_features, Integral):
+        raise TypeError(f"{who} must be an int; got {min_features!r}")
+    if min_features < 0:
+        raise ValueError(f"{who} must be >= 0; got {min_features}")
 
 
 def revert_(model: nn.Module) -> list[str]:

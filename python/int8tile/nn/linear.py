@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -66,7 +67,8 @@ class Int8Linear(nn.Linear):
 
     Parameters, state_dict keys and dtypes are those of nn.Linear. The weight is quantised in every
     forward while it requires grad; a frozen weight is kept packed (a quarter of float32 for
-    forward, and as much again for backward).
+    forward, and as much again for backward). A call with fewer tokens than `config.min_tokens` is
+    that of nn.Linear, in float.
 
     Args:
         in_features: k.
@@ -142,7 +144,8 @@ class Int8Linear(nn.Linear):
             [..., out_features].
         """
         c = self.config
-        if not c.any_int8:
+        few = c.min_tokens and math.prod(input.shape[:-1]) < c.min_tokens
+        if few or not c.any_int8:
             return nn.functional.linear(input, self.weight, self.bias)
         weight, bias = self.weight, self.bias
         if torch.compiler.is_compiling():

@@ -1,0 +1,209 @@
+// The two gradients of a linear layer as two ways to feed the GEMM; see linear.cpp for the forward.
+#include <algorithm>
+#include <vector>
+
+#include "int8tile/columns.hpp"
+#include "int8tile/gemm.hpp"
+#include "int8tile/linear.hpp"
+#include "int8tile/parallel.hpp"
+#include "pack.hpp"
+#include "rows.hpp"
+
+namespace int8tile {
+
+namespace {
+
+struct GradInputScratch {
+  GradInputScratch(Arena& arena, const GemmPlan& plan, bool pack_weight)
+      : a(arena.take<int8_t>(plan.m * plan.k_padded)),
+        compensation(arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
+        grad_scale(arena.take<float>(plan.m)),
+        b(arena.take<uint8_t>(pack_weight ? packed_bytes(*plan.cpu.kernel, plan.n, plan.k) : 0)),
+        weight_scale(arena.take<float>(pack_weight ? plan.n : 0)) {}
+  int8_t* a;
+  int32_t* compensation;
+  float* grad_scale;
+  uint8_t* b;
+  float* weight_scale;
+};
+
+void fill_zero(const OutputView& out, int64_t rows, int64_t cols, const CpuFacts& cpu) {
+  const std::vector<float> zeros(static_cast<std::size_t>(cols), 0.0f);
+  for (int64_t i = 0; i < rows; ++i) store_row(*cpu.kernel, out, i, 0, zeros.data(), cols);
+}
+
+// grad_x = g @ w in two steps; the second reads nothing of g.
+class GradInput {
+ public:
+  GradInput(const GradInputArgs& args, const CpuFacts& cpu)
+      : args_(args),
+        plan_(plan_gemm(args.grad_output.rows, args.in_features, args.grad_output.cols, 0,
+                        kMaxOutlierBits, cpu)),
+        scratch_(plan_, !args.packed.panels) {}
+
+  // `columns` are gathered of g in the same pass; may be null.
+  void quantize(const ColumnStats* columns) const {
+    QuantizeTargets targets;
+    targets.a = scratch_.at.a;
+    targets.compensation = scratch_.at.compensation;
+    targets.slices = &plan_.slices;
+    quantize_rows(args_.grad_output, nullptr, args_.spec, plan_.cpu, targets, nullptr,
+                  scratch_.at.grad_scale, columns);
+  }
+
+  void multiply() const {
+    const GradInputScratch& at = scratch_.at;
+    PackedWeight weight = args_.packed;
+    if (!weight.panels) {
+      pack_weight(args_.weight, args_.spec, true, plan_.cpu, at.b, at.weight_scale);
+      weight = {at.b, at.weight_scale};
+    }
+    GemmOperands operands;
+    operands.a = at.a;
+    operands.b = weight.panels;
+    operands.compensation = at.compensation;
+    gemm(plan_, operands, {at.grad_scale, weight.scale, nullptr, args_.out});
+  }
+
+ private:
+  const GradInputArgs& args_;
+  GemmPlan plan_;
+  Workspace<GradInputScratch> scratch_;
+};
+
+}  // namespace
+
+void linear_grad_input(const GradInputArgs& args, const CpuFacts& cpu) {
+  const int64_t m = args.grad_output.rows, k = args.in_features;
+  if (args.grad_output.cols == 0) return fill_zero(args.out, m, k, cpu);
+  if (m == 0 || k == 0) return;
+  const GradInput grad(args, cpu);
+  grad.quantize(nullptr);
+  grad.multiply();
+}
+
+namespace {
+
+struct GradWeightScratch {
+  GradWeightScratch(Arena& arena, const GemmPlan& plan, int64_t outliers)
+      : a(arena.take<int8_t>(plan.m * plan.k_padded)),
+        compensation(arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
+        grad_scale(arena.take<float>(plan.m)),
+        input_scale(arena.take<float>(plan.n)),
+        low(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, outliers, plan.k))),
+        high_sum(arena.take<int32_t>(plan.m * outliers)),
+        low_sum(arena.take<int32_t>(plan.m * outliers)),
+        limb_grad(arena.take<float>(plan.m * outliers)) {}
+  int8_t* a;
+  int32_t* compensation;
+  float* grad_scale;   // [n]
+  float* input_scale;  // [k]
+  uint8_t* low;
+  int32_t *high_sum, *low_sum;
+  float* limb_grad;
+};
+
+constexpr int64_t kLimbRows = 64;  // rows of grad_w per task
+
+// grad_w[:, j] of the outlier columns: 128 * high + low, combined in float32 per slice.
+void limb_columns(const GradWeightArgs& args, const GemmPlan& plan, const GradWeightScratch& at) {
+  const int64_t n = plan.m, count = args.outliers;
+  gather_panel_rows(plan.cpu, args.saved_regular, plan.k_padded, args.index, count, at.low);
+  GemmPlan limb_plan = plan_gemm(n, count, plan.k, 0, kMaxOutlierBits, plan.cpu);
+  GemmOperands high, low;
+  high.a = low.a = at.a;
+  high.compensation = low.compensation = at.compensation;
+  high.b = args.saved_high;
+  low.b = at.low;
+  for (std::size_t s = 0; s < plan.slices.size(); ++s) {
+    gemm_integers(limb_plan, high, s, at.high_sum);
+    gemm_integers(limb_plan, low, s, at.low_sum);
+    parallel_for(plan.cpu.threads, ceil_div(n, kLimbRows), [&](int64_t block, int) {
+      const int64_t end = std::min(n, (block + 1) * kLimbRows);
+      for (int64_t i = block * kLimbRows; i < end; ++i)
+        for (int64_t t = 0; t < count; ++t) {
+          const int64_t at_t = i * count + t;
+          const float sum =
+              static_cast<float>(at.high_sum[at_t]) * 128.0f + static_cast<float>(at.low_sum[at_t]);
+          const float value = sum * at.grad_scale[i] * at.input_scale[args.index[t]];
+          at.limb_grad[at_t] = s == 0 ? value : at.limb_grad[at_t] + value;
+          if (s + 1 == plan.slices.size())
+            store_row(*plan.cpu.kernel, args.out, i, args.index[t], at.limb_grad + at_t, 1);
+        }
+    });
+  }
+}
+
+// Row scales of x lie on the summed axis, so they are folded into g; a tensor scale is not.
+const float* fold_of(const GradWeightArgs& args) {
+  return args.spec.granularity == Granularity::kTensor ? nullptr : args.input_scale;
+}
+
+// grad_w = g.T @ x in two steps; the second reads nothing of g.
+class GradWeight {
+ public:
+  GradWeight(const GradWeightArgs& args, const CpuFacts& cpu)
+      : args_(args),
+        plan_(plan_gemm(args.grad_output.cols, args.in_features, args.grad_output.rows, 0,
+                        kMaxOutlierBits, cpu)),
+        scratch_(plan_, args.outliers) {}
+
+  // absmax // [n] bits, of the columns of g times its fold
+  void quantize(const uint32_t* absmax) const {
+    QuantizeTargets targets;
+    targets.a_transposed = scratch_.at.a;
+    targets.compensation = scratch_.at.compensation;
+    targets.slices = &plan_.slices;
+    quantize_columns(args_.grad_output, fold_of(args_), absmax, args_.spec, plan_.cpu, targets,
+                     scratch_.at.grad_scale);
+  }
+
+  void multiply() const {
+    const GradWeightScratch& at = scratch_.at;
+    std::fill_n(at.input_scale, args_.in_features, fold_of(args_) ? 1.0f : args_.input_scale[0]);
+    GemmOperands operands;
+    operands.a = at.a;
+    operands.b = args_.saved_regular;
+    operands.compensation = at.compensation;
+    gemm(plan_, operands, {at.grad_scale, at.input_scale, nullptr, args_.out});
+    if (args_.outliers > 0) limb_columns(args_, plan_, at);
+  }
+
+ private:
+  const GradWeightArgs& args_;
+  GemmPlan plan_;
+  Workspace<GradWeightScratch> scratch_;
+};
+
+}  // namespace
+
+void linear_grad_weight(const GradWeightArgs& args, const CpuFacts& cpu) {
+  const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
+  std::vector<uint32_t> absmax(static_cast<std::size_t>(n));
+  column_stats(args.grad_output, {fold_of(args), false, absmax.data(), args.grad_bias}, cpu);
+  if (m == 0) return fill_zero(args.out, n, k, cpu);
+  if (n == 0 || k == 0) return;
+  const GradWeight grad(args, cpu);
+  grad.quantize(absmax.data());
+  grad.multiply();
+}
+
+void linear_backward(const GradInputArgs& input, const GradWeightArgs& weight,
+                     const CpuFacts& cpu) {
+  const int64_t m = weight.grad_output.rows, n = weight.grad_output.cols, k = weight.in_features;
+  if (m == 0 || n == 0 || k == 0) {
+    linear_grad_input(input, cpu);
+    linear_grad_weight(weight, cpu);
+    return;
+  }
+  std::vector<uint32_t> absmax(static_cast<std::size_t>(n));
+  const ColumnStats columns{fold_of(weight), false, absmax.data(), weight.grad_bias};
+  const GradInput by_input(input, cpu);
+  const GradWeight by_weight(weight, cpu);
+  by_input.quantize(&columns);
+  by_weight.quantize(absmax.data());  // while g is still in the caches
+  by_input.multiply();
+  by_weight.multiply();
+}
+
+}  // namespace int8tile
