@@ -9,6 +9,7 @@ Each part runs in a process of its own. Start reading at `PARTS`.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -36,11 +37,13 @@ class Part:
         script: The benchmark.
         options: Its command line.
         shows: What it is for.
+        variables: Set in its environment.
     """
 
     script: str
     options: tuple[str, ...]
     shows: str
+    variables: tuple[tuple[str, str], ...] = ()
 
 
 PARTS = {
@@ -79,6 +82,15 @@ PARTS = {
             *("--candidates", "int8,int8-split", "--threads", "{threads}"),
         ),
         "one thread against all",
+    ),
+    "avx2": Part(
+        "bench_linear.py",
+        (
+            *("--shapes", "bert-base", "--tokens", "1024", "--weights", "each"),
+            *("--candidates", "int8-split", "--threads", "{most}"),
+        ),
+        "int8tile's AVX2 kernel against MKL held to AVX2",
+        (("INT8TILE_ISA", "avx2"), ("MKL_ENABLE_INSTRUCTIONS", "AVX2")),
     ),
     "step": Part("bench_step.py", ("--threads", "{most}"), "whole training steps of three models"),
 }
@@ -132,7 +144,9 @@ def main(
         console().rule(f"{name}: {PARTS[name].shows}")
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "part.json"
-            done = subprocess.run(command(PARTS[name], threads, smoke, quick, out), check=False)
+            words = command(PARTS[name], threads, smoke, quick, out)
+            variables = {**os.environ, **dict(PARTS[name].variables)}
+            done = subprocess.run(words, check=False, env=variables)
             if done.returncode or not out.exists():
                 failed.append(name)
                 continue
