@@ -163,8 +163,8 @@ def outliers(results: Sequence[Result], environment: Mapping[str, Any]) -> Figur
                 cost = [1 / r["speed_against_int8"]["median"] for r in line]
                 legend = f"{name}, {label}"
                 axes.plot(x, cost, style, marker="o", ms=4, label=legend, color=_color(name))
-        if done == "forward":  # two more products for each outlier column
-            extra = [1 + 2 * count / results[0]["k"] for count in columns]
+        if done == "forward":  # the high limb's product; the low limb stands in place
+            extra = [1 + count / results[0]["k"] for count in columns]
             axes.plot(columns, extra, ":", color="black", label="its multiplications alone")
         axes.set(title=title, xlabel="outlier columns", ylabel="time / int8 without a split")
         axes.set_xscale("symlog", linthresh=4)

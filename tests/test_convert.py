@@ -33,6 +33,15 @@ def test_the_defaults_convert_all_but_head_and_adapters(model):
     assert int8 == TINY_LAYERS
 
 
+def test_a_layer_that_a_second_call_skips_stays_as_it_was_and_the_report_says_so(model):
+    int8tile.convert_(model, Int8TileConfig(threshold=6.0))
+    report = int8tile.convert_(model, skip=TINY_LAYERS[0])
+    name = TINY_LAYERS[0]
+    kept = f"its name matches skip pattern {name!r}; it stays the Int8Linear that it was"
+    assert report.skipped[name] == kept
+    assert model.get_submodule(name).config.threshold == 6.0
+
+
 def test_the_report_prints_what_was_skipped_and_why(model):
     text = str(int8tile.convert_(model))
     assert text.splitlines()[0] == "4 linear layers converted, 3 skipped"

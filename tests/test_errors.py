@@ -119,6 +119,7 @@ def test_a_seed_must_be_on_the_device(op):
         (ValueError, {"grad_rounding": "up"}, ROUNDING[0]),
         (TypeError, {"threshold": "5"}, "threshold must be"),
         (TypeError, {"outlier_bits": 12.5}, "outlier_bits must be"),
+        (TypeError, {"outlier_bits": 12.0}, "outlier_bits must be an int; got 12.0"),
         (TypeError, {"outlier_capacity": 2.5}, "outlier_capacity must be"),
         (ValueError, {"min_tokens": -1}, "min_tokens must be >= 0; got -1"),
         (TypeError, {"min_tokens": 1.5}, "min_tokens must be an int; got 1.5"),

@@ -27,6 +27,23 @@ def test_a_count_of_outliers_beyond_the_panels_is_refused(found):
         ops.linear_backward(torch.randn(8, 16), w, *saved)
 
 
+def test_an_outlier_index_that_does_not_fit_the_count_is_refused():
+    _, w, (block, *saved) = quantized()
+    g = torch.randn(8, 16)
+    saved[-1] = torch.tensor([2, 0], dtype=torch.int32)  # one was found: the second entry is -1
+    for call in (
+        lambda: ops.linear_multiply(block, *saved[2:], w),
+        lambda: ops.linear_grad_weight(g, *saved, 64),
+        lambda: ops.linear_backward(g, w, *saved),
+    ):
+        with pytest.raises(ValueError, match="outlier_index must hold 2 ascending columns"):
+            call()
+    saved[-2] = saved[-2].clone()
+    saved[-2][1] = 64
+    with pytest.raises(ValueError, match="below 64; got 64 at 1"):
+        ops.linear_grad_weight(g, *saved, 64)
+
+
 def test_the_core_refuses_to_detect_outliers_with_a_negative_capacity():
     x = torch.randn(4, 8)
     matrix = (x.data_ptr(), 0, 4, 8, 8, 1)

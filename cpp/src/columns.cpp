@@ -19,7 +19,6 @@ struct Arrays {
   float* sums;
 };
 
-constexpr int kRowsAtOnce = 4;  // a divisor of kColumnBlock
 constexpr float kOnes[kRowsAtOnce] = {1.0f, 1.0f, 1.0f, 1.0f};
 
 struct RowBuffers {
@@ -40,18 +39,19 @@ ColumnPass::ColumnPass(const ColumnStats& stats, const CpuFacts& cpu, int64_t ro
       cpu_(cpu),
       cols_(cols),
       blocks_(ceil_div(rows, kColumnBlock)),
-      scratch_(new Scratch{Workspace<Arrays>(cpu.threads, cols, stats.sum ? blocks_ : 0)}) {
+      shares_(share_count(cpu.threads, blocks_)),
+      scratch_(new Scratch{Workspace<Arrays>(shares_, cols, stats.sum ? blocks_ : 0)}) {
   const Arrays& at = scratch_->memory.at;
-  std::fill_n(at.largest, cpu.threads * at.stride, 0u);
+  std::fill_n(at.largest, shares_ * at.stride, 0u);
 }
 
 ColumnPass::~ColumnPass() = default;
 
-void ColumnPass::add(int64_t i, const float* const* rows, int count, int thread) const {
+void ColumnPass::add(int64_t i, const float* const* rows, int count, int share) const {
   const Arrays& at = scratch_->memory.at;
   const float* fold = stats_.fold ? stats_.fold + i : kOnes;
   cpu_.kernel->column_absmax(rows, fold, count, cols_, stats_.finite_only,
-                             at.largest + thread * at.stride);
+                             at.largest + share * at.stride);
   if (!stats_.sum) return;
   float* sum = at.sums + i / kColumnBlock * at.stride;
   if (i % kColumnBlock == 0) std::fill_n(sum, cols_, 0.0f);
@@ -61,7 +61,7 @@ void ColumnPass::add(int64_t i, const float* const* rows, int count, int thread)
 void ColumnPass::finish() const {
   const Arrays& at = scratch_->memory.at;
   std::copy_n(at.largest, cols_, stats_.absmax);
-  for (int t = 1; t < cpu_.threads; ++t)
+  for (int t = 1; t < shares_; ++t)
     for (int64_t j = 0; j < cols_; ++j)
       stats_.absmax[j] = std::max(stats_.absmax[j], at.largest[t * at.stride + j]);
   if (!stats_.sum) return;
@@ -72,8 +72,8 @@ void ColumnPass::finish() const {
 
 void column_stats(const MatrixView& x, const ColumnStats& stats, const CpuFacts& cpu) {
   const ColumnPass pass(stats, cpu, x.rows, x.cols);
-  const Workspace<RowBuffers> buffers(cpu.threads, x.cols);
   const int64_t blocks = ceil_div(x.rows, kColumnBlock);
+  const Workspace<RowBuffers> buffers(share_count(cpu.threads, blocks), x.cols);
   parallel_pass(cpu.threads, blocks, /*backwards=*/false, [&](int64_t block, int thread) {
     float* buffer = buffers.at.row + thread * kRowsAtOnce * buffers.at.stride;
     const int64_t end = std::min(x.rows, (block + 1) * kColumnBlock);

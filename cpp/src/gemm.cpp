@@ -18,8 +18,8 @@ struct TileScratch {
   TileScratch(Arena& arena, const GemmPlan& plan)
       : tile_elements(kTileRows * plan.cpu.kernel->nr),
         block_elements(round_up(plan.m_block, kTileRows) * plan.cpu.kernel->nr),
-        acc(arena.take<int32_t>(plan.threads * block_elements)),
-        row(arena.take<float>(plan.threads * round_up(plan.cpu.kernel->nr, 16))) {}
+        acc(arena.take<int32_t>(plan.cpu.threads * block_elements)),
+        row(arena.take<float>(plan.cpu.threads * round_up(plan.cpu.kernel->nr, 16))) {}
   int64_t tile_elements, block_elements;
   int32_t* acc;
   float* row;
@@ -140,7 +140,7 @@ void run_slice(const GemmPlan& plan, const GemmOperands& operands, std::size_t s
                const Destination& to) {
   const Workspace<TileScratch> scratch(plan);
   const SliceRun run{plan, operands, slice, to, scratch.at};
-  parallel_for(plan.threads, plan.tasks,
+  parallel_for(plan.cpu.threads, plan.tasks,
                [&](int64_t index, int thread) { run.task(index, thread); });
 }
 
@@ -163,7 +163,7 @@ void add_bias_and_store(const GemmPlan& plan, const Epilogue& epilogue, const fl
 void gemm(const GemmPlan& plan, const GemmOperands& operands, const Epilogue& epilogue) {
   const OutputView& out = epilogue.out;
   if (out.row_stride == plan.n)
-    prepare_pages(out.data, plan.m * plan.n * element_size(out.dtype), plan.threads);
+    prepare_pages(out.data, plan.m * plan.n * element_size(out.dtype), plan.cpu.threads);
   if (plan.slices.size() == 1) return run_slice(plan, operands, 0, {&epilogue, nullptr, false});
   const Workspace<FloatOutput> sum(plan.m * plan.n);
   Epilogue partial = epilogue;

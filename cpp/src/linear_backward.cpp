@@ -1,5 +1,6 @@
 // The two gradients of a linear layer as two ways to feed the GEMM; see linear.cpp for the forward.
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "int8tile/columns.hpp"
@@ -188,22 +189,24 @@ void linear_grad_weight(const GradWeightArgs& args, const CpuFacts& cpu) {
   grad.multiply();
 }
 
-void linear_backward(const GradInputArgs& input, const GradWeightArgs& weight,
+void linear_backward(const GradInputArgs& input_args, const GradWeightArgs& weight_args,
                      const CpuFacts& cpu) {
-  const int64_t m = weight.grad_output.rows, n = weight.grad_output.cols, k = weight.in_features;
+  const int64_t m = weight_args.grad_output.rows, n = weight_args.grad_output.cols;
+  const int64_t k = weight_args.in_features;
   if (m == 0 || n == 0 || k == 0) {
-    linear_grad_input(input, cpu);
-    linear_grad_weight(weight, cpu);
+    linear_grad_input(input_args, cpu);
+    linear_grad_weight(weight_args, cpu);
     return;
   }
   std::vector<uint32_t> absmax(static_cast<std::size_t>(n));
-  const ColumnStats columns{fold_of(weight), false, absmax.data(), weight.grad_bias};
-  const GradInput by_input(input, cpu);
-  const GradWeight by_weight(weight, cpu);
-  by_input.quantize(&columns);
-  by_weight.quantize(absmax.data());  // while g is still in the caches
-  by_input.multiply();
-  by_weight.multiply();
+  const ColumnStats columns{fold_of(weight_args), false, absmax.data(), weight_args.grad_bias};
+  std::optional<GradInput> grad_input(std::in_place, input_args, cpu);
+  const GradWeight grad_weight(weight_args, cpu);
+  grad_input->quantize(&columns);
+  grad_weight.quantize(absmax.data());  // while g is still in the caches
+  grad_input->multiply();
+  grad_input.reset();  // its workspace
+  grad_weight.multiply();
 }
 
 }  // namespace int8tile

@@ -26,23 +26,25 @@ void pack_b(const Kernel& kernel, const Strip& strip, int64_t depth, uint8_t* pa
 
 namespace {
 
-constexpr int64_t kColumnsPerBlock =
-    192;  // whole panels of 6 and 64: lines fill before they leave L1
+// Columns that go to their panels together, so that lines fill before they leave L1: whole panels
+// of A and of every kernel's B.
+constexpr int64_t kColumnsPerBlock = 192;
+static_assert(kColumnsPerBlock % kTileRows == 0 && kColumnsPerBlock % kMaxPanelColumns == 0);
 
-// One group of four rows, [cols][4], into the panels of kWidth columns each, or of those that
-// remain.
-template <int64_t kWidth>
-void scatter_group(const uint8_t* group, int64_t cols, bool full_width, int64_t depth,
-                   int64_t position, uint8_t fill, uint8_t* panels) {
+// One group of four rows, [cols][4], into panels of `width` columns each, or of those that remain.
+// Inlined for widths known when compiling, whose copies then are plain moves.
+inline void scatter_group(int64_t width, const uint8_t* group, int64_t cols, bool full_width,
+                          int64_t depth, int64_t position, uint8_t fill, uint8_t* panels) {
   int64_t c = 0;
-  for (; c + kWidth <= cols; c += kWidth)
-    std::memcpy(panels + c * depth + position * kWidth, group + c * kGroup, kWidth * kGroup);
+  for (; c + width <= cols; c += width)
+    std::memcpy(panels + c * depth + position * width, group + c * kGroup,
+                static_cast<std::size_t>(width * kGroup));
   if (c == cols) return;
   const int64_t here = cols - c;
-  uint8_t* out = panels + c * depth + position * (full_width ? kWidth : here);
+  uint8_t* out = panels + c * depth + position * (full_width ? width : here);
   std::memcpy(out, group + c * kGroup, static_cast<std::size_t>(here * kGroup));
   if (full_width)
-    std::memset(out + here * kGroup, fill, static_cast<std::size_t>((kWidth - here) * kGroup));
+    std::memset(out + here * kGroup, fill, static_cast<std::size_t>((width - here) * kGroup));
 }
 
 void scatter_b(const Kernel& kernel, const uint8_t* group, int64_t cols, int64_t depth,
@@ -50,11 +52,11 @@ void scatter_b(const Kernel& kernel, const uint8_t* group, int64_t cols, int64_t
   const auto fill = static_cast<uint8_t>(kernel.b_offset);
   switch (kernel.nr) {
     case 8:
-      return scatter_group<8>(group, cols, true, depth, position, fill, panels);
-    case 16:
-      return scatter_group<16>(group, cols, true, depth, position, fill, panels);
+      return scatter_group(8, group, cols, true, depth, position, fill, panels);
+    case 64:
+      return scatter_group(64, group, cols, true, depth, position, fill, panels);
     default:
-      return scatter_group<64>(group, cols, true, depth, position, fill, panels);
+      return scatter_group(kernel.nr, group, cols, true, depth, position, fill, panels);
   }
 }
 
@@ -72,8 +74,8 @@ void pack_transposed(const Kernel& kernel, const Strip& strip, int64_t depth, in
       const int64_t position = strip.first + r;
       if (a_panels) {
         kernel.interleave4(rows, cols, 0, group);
-        scatter_group<kTileRows>(group, cols, false, depth, position, 0,
-                                 reinterpret_cast<uint8_t*>(a_panels) + c * depth);
+        scatter_group(kTileRows, group, cols, false, depth, position, 0,
+                      reinterpret_cast<uint8_t*>(a_panels) + c * depth);
       }
       if (b_panels) {
         kernel.interleave4(rows, cols, kernel.b_offset, group);

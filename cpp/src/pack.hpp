@@ -17,7 +17,8 @@ struct Strip {
   int64_t cols = 0;
 };
 
-/// Rows of a strip are multiples of these, so that no two strips share a panel or a group.
+/// Whole strips, so that no two share a panel or a group. Strips that are only packed as rows of A
+/// may be smaller: any multiple of a panel's rows.
 inline constexpr int64_t kRowsPerStripA = 48;  // whole A panels (6) and whole depth turns (16)
 inline constexpr int64_t kRowsPerStripB = 64;  // whole B panels of any kernel, whole turns
 

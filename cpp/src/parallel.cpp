@@ -14,12 +14,12 @@
 namespace int8tile {
 
 void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t, int)>& body) {
-  threads = static_cast<int>(std::min<int64_t>(threads, tasks));
-  if (threads <= 1) {
+  if (threads <= 1 || tasks <= 1) {
     for (int64_t task = 0; task < tasks; ++task) body(task, 0);
     return;
   }
 #ifdef _OPENMP
+  // All threads even for fewer tasks: a smaller team would make the runtime end the others.
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
   for (int64_t task = 0; task < tasks; ++task) body(task, omp_get_thread_num());
 #else
@@ -29,9 +29,9 @@ void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t, 
 
 void parallel_pass(int threads, int64_t tasks, bool backwards,
                    const std::function<void(int64_t, int)>& body) {
-  const auto shares = static_cast<int>(std::clamp<int64_t>(tasks, 1, threads));
+  const int shares = share_count(threads, tasks);
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(shares) schedule(static, 1)
+#pragma omp parallel for num_threads(threads) schedule(static, 1) if (shares > 1)
 #endif
   for (int t = 0; t < shares; ++t) {
     const int64_t begin = t * tasks / shares, end = (t + 1) * tasks / shares;
@@ -48,9 +48,10 @@ struct HugePages {
   int64_t count = 0;
 };
 
-// Asks for huge pages where a block holds whole ones. Only advice: where the system has none, or
-// refuses, small pages are mapped as they are written, and the count is 0.
-HugePages advise_huge_pages(void* data, int64_t bytes) {
+// Asks for huge pages where a block holds whole ones. Only advice: where the system has none, small
+// pages are mapped as they are written. It stays with the addresses, so whoever gets the memory
+// next may get huge pages too.
+HugePages advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   const auto address = static_cast<int64_t>(reinterpret_cast<std::uintptr_t>(data));
   const int64_t skipped = round_up(address, kHugePage) - address;

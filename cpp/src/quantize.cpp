@@ -1,4 +1,4 @@
-// Scales, rounding and the two passes of quantisation. Start reading at quantize_rows.
+// Scales, and quantisation with a scale per row. Start reading at quantize_rows.
 #include "int8tile/quantize.hpp"
 
 #include <algorithm>
@@ -12,6 +12,7 @@
 #include "int8tile/parallel.hpp"
 #include "pack.hpp"
 #include "rows.hpp"
+#include "strips.hpp"
 
 namespace int8tile {
 
@@ -32,49 +33,6 @@ Scale make_scale(uint32_t regular, uint32_t outlier, ScaleKind kind, int outlier
 }
 
 namespace {
-
-uint32_t mix(uint32_t x) {
-  x ^= x >> 16;
-  x *= 0x7feb352du;
-  x ^= x >> 15;
-  x *= 0x846ca68bu;
-  return x ^ x >> 16;
-}
-
-// Runs `body(begin, count, key)` over a row whose first element has the 64-bit index `start`;
-// a run ends where the low half of the index wraps.
-template <class Body>
-void for_each_run(const QuantizeSpec& spec, uint64_t start, int64_t cols, const Body& body) {
-  const auto seed_low = static_cast<uint32_t>(spec.seed);
-  const auto seed_high = static_cast<uint32_t>(spec.seed >> 32);
-  const uint32_t base = mix(seed_low ^ seed_high ^ spec.gemm_id);
-  for (int64_t begin = 0; begin < cols;) {
-    const uint64_t index = start + static_cast<uint64_t>(begin);
-    const auto low = static_cast<uint32_t>(index);
-    const int64_t room = (int64_t{1} << 32) - static_cast<int64_t>(low);
-    const int64_t count = std::min(cols - begin, room);
-    body(begin, count, RoundingKey{mix(base ^ static_cast<uint32_t>(index >> 32)), low});
-    begin += count;
-  }
-}
-
-// Memory of one thread while it quantises strips.
-struct StripScratch {
-  StripScratch(Arena& arena, int threads, int64_t strip_rows, int64_t cols, int64_t outliers)
-      : stride(round_up(cols, kDepthAlign)),
-        high_stride(round_up(outliers, kDepthAlign)),
-        row_stride(round_up(cols, 16)),
-        strip_bytes(round_up(strip_rows, kDepthAlign) * stride),
-        high_bytes(round_up(strip_rows, kDepthAlign) * high_stride),
-        q(arena.take<int8_t>(threads * strip_bytes)),
-        high(arena.take<int8_t>(threads * high_bytes)),
-        low(arena.take<int8_t>(threads * high_bytes)),
-        row(arena.take<float>(threads * row_stride)),
-        gathered(arena.take<float>(threads * high_stride)) {}
-  int64_t stride, high_stride, row_stride, strip_bytes, high_bytes;
-  int8_t *q, *high, *low;
-  float *row, *gathered;
-};
 
 // The row itself, or times its fold in `buffer`.
 const float* folded(const float* row, int64_t cols, const float* fold, int64_t i, float* buffer) {
@@ -104,16 +62,16 @@ Scale scale_of(const RowMaxima& maxima, const QuantizeSpec& spec, const OutlierT
 }
 
 Scale tensor_scale_of_rows(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
-                           const CpuFacts& cpu, const OutlierTargets* outliers,
+                           const CpuFacts& cpu, const OutlierTargets* outliers, int64_t strip_rows,
                            const StripScratch& scratch) {
-  std::vector<RowMaxima> largest(static_cast<std::size_t>(cpu.threads));
-  const int64_t blocks = ceil_div(x.rows, kRowsPerStripA);
-  parallel_pass(cpu.threads, blocks, /*backwards=*/false, [&](int64_t block, int thread) {
+  const int64_t strips = ceil_div(x.rows, strip_rows);
+  std::vector<RowMaxima> largest(static_cast<std::size_t>(share_count(cpu.threads, strips)));
+  parallel_pass(cpu.threads, strips, /*backwards=*/false, [&](int64_t strip, int thread) {
     RowMaxima& all = largest[static_cast<std::size_t>(thread)];
     float* buffer = scratch.row + thread * scratch.row_stride;
     float* gathered = scratch.gathered + thread * scratch.high_stride;
-    const int64_t end = std::min(x.rows, (block + 1) * kRowsPerStripA);
-    for (int64_t i = block * kRowsPerStripA; i < end; ++i) {
+    const int64_t end = std::min(x.rows, (strip + 1) * strip_rows);
+    for (int64_t i = strip * strip_rows; i < end; ++i) {
       const float* row = folded(load_row(*cpu.kernel, x, i, buffer), x.cols, fold, i, buffer);
       const RowMaxima each = row_maxima(*cpu.kernel, row, x.cols, outliers, gathered);
       all = {std::max(all.regular, each.regular), std::max(all.outlier, each.outlier)};
@@ -255,16 +213,13 @@ struct RowPass {
   }
 };
 
-}  // namespace
-
-namespace {
-
 // Few rows make smaller strips, so that every thread has some; only transposed targets and column
 // sums need whole ones.
 int64_t rows_per_strip(int64_t rows, const CpuFacts& cpu, const QuantizeTargets& targets,
-                       const ColumnStats* columns) {
+                       const OutlierTargets* outliers, const ColumnStats* columns) {
+  const bool limbs_transposed = outliers && outliers->b_high_transposed;
   if (targets.b) return kRowsPerStripB;
-  if (targets.b_transposed || columns) return kRowsPerStripA;
+  if (targets.b_transposed || columns || limbs_transposed) return kRowsPerStripA;
   return std::clamp<int64_t>(round_up(ceil_div(rows, 2 * cpu.threads), kTileRows), kTileRows,
                              kRowsPerStripA);
 }
@@ -277,13 +232,13 @@ void quantize_rows(const MatrixView& x, const float* fold, const QuantizeSpec& s
   static_assert(kColumnBlock == kRowsPerStripA);
   std::optional<ColumnPass> column_pass;
   if (columns) column_pass.emplace(*columns, cpu, x.rows, x.cols);
-  const int64_t strip_rows = rows_per_strip(x.rows, cpu, targets, columns);
+  const int64_t strip_rows = rows_per_strip(x.rows, cpu, targets, outliers, columns);
   const int64_t strips = ceil_div(x.rows, strip_rows);
-  const Workspace<StripScratch> scratch(cpu.threads, strip_rows, x.cols,
+  const Workspace<StripScratch> scratch(share_count(cpu.threads, strips), strip_rows, x.cols,
                                         outliers ? outliers->count : 0);
   Scale tensor;
   if (spec.granularity == Granularity::kTensor)
-    tensor = tensor_scale_of_rows(x, fold, spec, cpu, outliers, scratch.at);
+    tensor = tensor_scale_of_rows(x, fold, spec, cpu, outliers, strip_rows, scratch.at);
   const RowPass pass{x,
                      fold,
                      spec,
@@ -301,90 +256,6 @@ void quantize_rows(const MatrixView& x, const float* fold, const QuantizeSpec& s
     pass.strip(first, std::min(strip_rows, x.rows - first), thread);
   });
   if (column_pass) column_pass->finish();
-}
-
-namespace {
-
-// Scales of all columns; inv // [cols]
-void column_scales(const QuantizeSpec& spec, const uint32_t* absmax, int64_t cols, float* scale,
-                   float* inv) {
-  uint32_t largest = 0;
-  for (int64_t j = 0; j < cols; ++j) largest = std::max(largest, absmax[j]);
-  for (int64_t j = 0; j < cols; ++j) {
-    const uint32_t bits = spec.granularity == Granularity::kTensor ? largest : absmax[j];
-    const Scale s = make_scale(bits, 0, spec.scale, kMaxOutlierBits);
-    scale[j] = s.scale;
-    inv[j] = s.inv;
-  }
-}
-
-std::size_t slice_of(const std::vector<Slice>& slices, int64_t row) {
-  std::size_t s = 0;
-  while (s + 1 < slices.size() && row >= slices[s].end) ++s;
-  return s;
-}
-
-}  // namespace
-
-void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* absmax,
-                      const QuantizeSpec& spec, const CpuFacts& cpu, const QuantizeTargets& targets,
-                      float* scale) {
-  const Kernel& kernel = *cpu.kernel;
-  std::vector<float> inv(static_cast<std::size_t>(x.cols));
-  column_scales(spec, absmax, x.cols, scale, inv.data());
-  const std::vector<Slice> slices =
-      targets.slices ? *targets.slices : std::vector<Slice>{{0, x.rows}};
-  const int64_t sums_per_thread =
-      targets.compensation ? static_cast<int64_t>(slices.size()) * x.cols : 0;
-  std::vector<int32_t> sums(static_cast<std::size_t>(cpu.threads * sums_per_thread), 0);
-  const Workspace<StripScratch> scratch(cpu.threads, kRowsPerStripB, x.cols, int64_t{0});
-  const StripScratch& at = scratch.at;
-  // Backwards: the pass that found the absmax went forwards.
-  const int64_t strips = ceil_div(x.rows, kRowsPerStripB);
-  parallel_pass(cpu.threads, strips, /*backwards=*/true, [&](int64_t s, int thread) {
-    const int64_t first = s * kRowsPerStripB;
-    const int64_t rows = std::min(kRowsPerStripB, x.rows - first);
-    int8_t* q = at.q + thread * at.strip_bytes;
-    int32_t* sum = sums.data() + thread * sums_per_thread +
-                   static_cast<int64_t>(slice_of(slices, first)) * x.cols;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t i = first + r;
-      int8_t* out = q + r * at.stride;
-      const float* row = load_row(kernel, x, i, at.row + thread * at.row_stride);
-      const float factor = fold ? fold[i] : 1.0f;
-      if (spec.rounding == Rounding::kNearest)
-        kernel.quantize_columns(row, factor, inv.data(), x.cols, out);
-      else
-        for_each_run(spec, static_cast<uint64_t>(i) * static_cast<uint64_t>(x.cols), x.cols,
-                     [&](int64_t begin, int64_t count, RoundingKey key) {
-                       kernel.quantize_columns_stochastic(row + begin, factor, inv.data() + begin,
-                                                          count, key, out + begin);
-                     });
-      if (targets.compensation) kernel.column_sum_int8(out, x.cols, sum);
-      if (targets.transposed)
-        for (int64_t j = 0; j < x.cols; ++j) targets.transposed[j * x.rows + i] = out[j];
-    }
-    std::memset(q + rows * at.stride, 0,
-                static_cast<std::size_t>((round_up(rows, kDepthAlign) - rows) * at.stride));
-    if (targets.a_transposed || targets.b_transposed)
-      pack_transposed(kernel, {q, at.stride, first, rows, x.cols}, round_up(x.rows, kDepthAlign),
-                      targets.a_transposed, targets.b_transposed);
-  });
-  if (!targets.compensation) return;
-  for (int64_t j = 0; j < sums_per_thread; ++j) {
-    int32_t sum = 0;
-    for (int t = 0; t < cpu.threads; ++t)
-      sum += sums[static_cast<std::size_t>(t * sums_per_thread + j)];
-    const uint32_t product = static_cast<uint32_t>(-kernel.b_offset) * static_cast<uint32_t>(sum);
-    targets.compensation[j] = static_cast<int32_t>(product);
-  }
-}
-
-void quantize_columns(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
-                      const CpuFacts& cpu, const QuantizeTargets& targets, float* scale) {
-  std::vector<uint32_t> absmax(static_cast<std::size_t>(x.cols));
-  column_stats(x, {fold, /*finite_only=*/false, absmax.data(), nullptr}, cpu);
-  quantize_columns(x, fold, absmax.data(), spec, cpu, targets, scale);
 }
 
 }  // namespace int8tile

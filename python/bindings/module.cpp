@@ -64,11 +64,18 @@ QuantizeSpec spec_of(const std::string& granularity, const std::string& scale,
           static_cast<uint64_t>(seed), gemm_id};
 }
 
-// The number of outlier columns that an op found earlier; the core reads so many by address.
-int64_t read_found(const char* who, Address count, int64_t capacity) {
+// The number of outlier columns that an op found earlier. The core reads and writes by these
+// columns, so they are checked as well: index // [capacity] ascending and inside [0, features).
+int64_t read_found(const char* who, Address count, Address index, int64_t capacity,
+                   int64_t features) {
   const int64_t found = *pointer<const int32_t>(count);
   require(found >= 0 && found <= capacity, who, ": outlier_count must hold 0..", capacity,
           " columns; got ", found);
+  const int32_t* column = pointer<const int32_t>(index);
+  for (int64_t t = 0; t < found; ++t)
+    require(column[t] > (t == 0 ? -1 : column[t - 1]) && column[t] < features, who,
+            ": outlier_index must hold ", found, " ascending columns below ", features, "; got ",
+            column[t], " at ", t);
   return found;
 }
 
@@ -123,8 +130,8 @@ void multiply(Address block, Address input_scale, Address index, Address count, 
   args.rows = std::get<2>(out);
   args.input = {pointer<void>(block), pointer<float>(input_scale), pointer<int32_t>(index)};
   args.capacity = capacity;
-  args.outliers = read_found("int8tile::linear_multiply", count, capacity);
   args.weight = view(weight);
+  args.outliers = read_found("int8tile::linear_multiply", count, index, capacity, args.weight.cols);
   args.packed = {pointer<const uint8_t>(packed), pointer<const float>(packed_scale)};
   args.spec = spec_of(granularity, scale);
   args.bias = view(bias);
@@ -159,8 +166,8 @@ GradWeightArgs grad_weight_args(const char* who, const Matrix& grad_output, cons
   args.saved_high = pointer<const uint8_t>(high);
   args.input_scale = pointer<const float>(input_scale);
   args.index = pointer<const int32_t>(index);
-  args.outliers = read_found(who, count, capacity);
   args.in_features = std::get<3>(out);
+  args.outliers = read_found(who, count, index, capacity, args.in_features);
   args.spec = spec;
   // With one scale for the tensor both backward GEMMs share one q(g), so one stream of bits.
   args.spec.gemm_id = spec.granularity == Granularity::kTensor ? 1 : 2;

@@ -18,7 +18,8 @@ ROUNDINGS = ("nearest", "stochastic")
 MIN_OUTLIER_BITS, MAX_OUTLIER_BITS = 8, 15
 
 
-@lru_cache(maxsize=1024)  # on the path of every call
+# Typed, since 12.0 must not pass for 12. On the path of every call, with what torch parsed.
+@lru_cache(maxsize=1024, typed=True)
 def check_options(
     who: str,
     threshold: float | None = None,
@@ -93,7 +94,7 @@ class Int8TileConfig:
 
     def __post_init__(self) -> None:
         who = "int8tile.Int8TileConfig"
-        check_options(
+        check_options.__wrapped__(  # any value at all may come here, unhashable ones too
             who,
             self.threshold,
             self.outlier_bits,

@@ -19,6 +19,7 @@ struct ColumnStats {
 /// Rows of a block are added by one thread and in order, and blocks in order at the end: a float32
 /// sum is the same for any number of threads.
 inline constexpr int64_t kColumnBlock = 48;
+inline constexpr int kRowsAtOnce = 4;  // divides kColumnBlock
 
 /// One pass over the rows of a matrix, whoever makes it.
 class ColumnPass {
@@ -28,8 +29,10 @@ class ColumnPass {
   ColumnPass(const ColumnPass&) = delete;
   ColumnPass& operator=(const ColumnPass&) = delete;
 
-  /// rows // [count][cols], the rows of x from row i on, all of one block
-  void add(int64_t i, const float* const* rows, int count, int thread) const;
+  /// rows // [count][cols], the rows of x from row i on, at most kRowsAtOnce. Blocks may come in
+  /// any order, the rows of a block in theirs. `share` < min(threads, blocks) is the caller's
+  /// alone.
+  void add(int64_t i, const float* const* rows, int count, int share) const;
   /// Writes stats.absmax and stats.sum, after all rows.
   void finish() const;
 
@@ -38,6 +41,7 @@ class ColumnPass {
   const ColumnStats& stats_;
   const CpuFacts& cpu_;
   int64_t cols_, blocks_;
+  int shares_;
   std::unique_ptr<Scratch> scratch_;
 };
 

@@ -110,8 +110,10 @@ struct GradWeightArgs {
 /// grad_w = g.T @ x and, in the same pass over g, grad_bias = sum of g over tokens.
 void linear_grad_weight(const GradWeightArgs& args, const CpuFacts& cpu);
 
-/// Both gradients of one g, with one read of it less than apart; the same results bit for bit.
-void linear_backward(const GradInputArgs& input, const GradWeightArgs& weight, const CpuFacts& cpu);
+/// Both gradients of one g, with one read of it less than apart; the same results bit for bit. Both
+/// quantised copies of g live at once.
+void linear_backward(const GradInputArgs& input_args, const GradWeightArgs& weight_args,
+                     const CpuFacts& cpu);
 
 /// The plan of the forward GEMM with workspace_bytes filled in.
 GemmPlan plan_linear(int64_t m, int64_t n, int64_t k, int64_t capacity, int outlier_bits,

@@ -1,5 +1,5 @@
-// Threads and memory of one call: a dynamic parallel loop on the process's OpenMP pool, and a bump
-// allocator over one aligned block.
+// Threads and memory of one call: parallel loops on the process's OpenMP pool, the mapping of fresh
+// pages, and a bump allocator over one aligned block.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,14 @@ namespace int8tile {
 /// not throw: no exception can leave a parallel region.
 void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t, int)>& body);
 
+/// How many threads get a share of `tasks`; at least 1.
+constexpr int share_count(int threads, int64_t tasks) {
+  return tasks < 1 ? 1 : tasks < threads ? static_cast<int>(tasks) : threads;
+}
+
 /// The same for passes over the rows of one matrix: thread t takes the t-th share of the tasks, so
 /// what it left in its cache on one pass is there on the next, which should go `backwards` where
-/// the matrix is larger than the caches.
+/// the matrix is larger than the caches. body(task, share) with share < share_count.
 void parallel_pass(int threads, int64_t tasks, bool backwards,
                    const std::function<void(int64_t, int)>& body);
 

@@ -58,7 +58,7 @@ struct OutlierTargets {
 /// One scale per row of x (or one for the tensor). fold // [rows] multiplies x first; may be null.
 /// scale // [rows] float32. With low limbs in place they are also in `b_transposed`, always.
 /// `columns` are gathered of x in the same pass (of x as it is, without `fold`); may be
-/// null, and must be with the target `b`.
+/// null, and must be null where the target `b` is given.
 void quantize_rows(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
                    const CpuFacts& cpu, const QuantizeTargets& targets,
                    const OutlierTargets* outliers, float* scale,

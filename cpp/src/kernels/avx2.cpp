@@ -4,24 +4,12 @@
 #include <immintrin.h>
 
 #include "rows.hpp"
+#include "unroll.hpp"
 
 namespace int8tile {
 namespace {
 
 constexpr int kColumns = 8;
-
-template <int... I>
-struct Indices {};
-template <int N, int... I>
-struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
-template <int... I>
-struct MakeIndices<0, I...> {
-  using type = Indices<I...>;
-};
-template <int N>
-using IndicesOf = typename MakeIndices<N>::type;
-
-#define INT8TILE_INLINE static inline __attribute__((always_inline))
 
 INT8TILE_INLINE void multiply_row(__m256i& c0, __m256i& c1, const int8_t* a, __m256i b0,
                                   __m256i b1) {
@@ -55,7 +43,8 @@ void tile_rows(const Tile& t, Indices<I...> rows) {
   ((c.left[I] = c.right[I] = _mm256_setzero_si256()), ...);
   if (!t.load && t.high_groups > 0) {
     multiply<R>(c, t.a_high, t.b_high, t.high_groups, rows);
-    ((c.left[I] = _mm256_slli_epi32(c.left[I], 7), c.right[I] = _mm256_slli_epi32(c.right[I], 7)),
+    ((c.left[I] = _mm256_slli_epi32(c.left[I], kLimbShift),
+      c.right[I] = _mm256_slli_epi32(c.right[I], kLimbShift)),
      ...);
   }
   multiply<R>(c, t.a, t.b, t.groups, rows);

@@ -5,15 +5,13 @@
 #include <immintrin.h>
 
 #include "rows.hpp"
+#include "unroll.hpp"
 
 namespace int8tile {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kLimbShift = 7;      // v = 128 * high + low
 constexpr int kQuad = 4 * kLanes;  // floats that make one vector of int8
-
-#define INT8TILE_INLINE static inline __attribute__((always_inline))
 
 INT8TILE_INLINE __mmask16 first_lanes(int64_t n) {
   return n >= kLanes ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);

@@ -4,22 +4,12 @@
 #include <immintrin.h>
 
 #include "avx512_rows.hpp"
+#include "unroll.hpp"
 
 namespace int8tile {
 namespace {
 
 constexpr int kColumns = 64;
-
-template <int... I>
-struct Indices {};
-template <int N, int... I>
-struct MakeIndices : MakeIndices<N - 1, N - 1, I...> {};
-template <int... I>
-struct MakeIndices<0, I...> {
-  using type = Indices<I...>;
-};
-template <int N>
-using IndicesOf = typename MakeIndices<N>::type;
 
 // Inline asm keeps the accumulator in its register and the broadcast out of the instruction's
 // memory operand; GCC otherwise spills the one and folds the other.
@@ -70,8 +60,8 @@ INT8TILE_INLINE void start(Accumulators<R, V>& c, const Tile& t, Indices<I...>) 
   const uint8_t* b = t.b_high;
   for (int64_t g = t.high_groups; g > 0; --g, a += kGroup * R, b += kGroup * kColumns)
     step<R, V>(c, a, b, rows, columns);
-  ((c.at[I] =
-        _mm512_add_epi32(_mm512_slli_epi32(c.at[I], 7), _mm512_set1_epi32(t.compensation[I / V]))),
+  ((c.at[I] = _mm512_add_epi32(_mm512_slli_epi32(c.at[I], kLimbShift),
+                               _mm512_set1_epi32(t.compensation[I / V]))),
    ...);
 }
 

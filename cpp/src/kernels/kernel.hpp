@@ -7,9 +7,11 @@
 
 namespace int8tile {
 
-inline constexpr int kTileRows = 6;     // rows of a packed A panel, on every instruction set
-inline constexpr int kGroup = 4;        // values of K that one dot-product lane consumes
-inline constexpr int kDepthAlign = 16;  // K is padded to whole turns of the inner loop
+inline constexpr int kTileRows = 6;          // rows of a packed A panel, on every instruction set
+inline constexpr int kMaxPanelColumns = 64;  // Kernel::nr divides it
+inline constexpr int kGroup = 4;             // values of K that one dot-product lane consumes
+inline constexpr int kLimbShift = 7;         // a value is high * 2^7 + low; kLimbBits of types.hpp
+inline constexpr int kDepthAlign = 16;       // K is padded to whole turns of the inner loop
 
 /// One register tile: `rows` x `cols` outputs over one block of K.
 ///

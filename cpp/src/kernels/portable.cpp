@@ -21,7 +21,7 @@ void tile(const Tile& t) {
   if (!t.load) {
     multiply(t.a_high, reinterpret_cast<const int8_t*>(t.b_high), t.high_groups, t.rows, acc);
     for (int r = 0; r < t.rows; ++r)
-      for (int c = 0; c < kColumns; ++c) acc[r][c] *= 128;
+      for (int c = 0; c < kColumns; ++c) acc[r][c] *= 1 << kLimbShift;
   }
   multiply(t.a, reinterpret_cast<const int8_t*>(t.b), t.groups, t.rows, acc);
   for (int r = 0; r < t.rows; ++r) {

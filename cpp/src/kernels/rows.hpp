@@ -162,8 +162,8 @@ void rows_quantize_outliers(const float* x, int64_t count, float inv, int shift,
     value = value < bound ? value : bound;
     value = value > -bound ? value : -bound;
     const int32_t v = round_even(value) * (1 << shift);
-    high[j] = static_cast<int8_t>(v >> 7);
-    low[j] = static_cast<int8_t>(v & 127);
+    high[j] = static_cast<int8_t>(v >> kLimbShift);
+    low[j] = static_cast<int8_t>(v & ((1 << kLimbShift) - 1));
   }
 }
 

@@ -27,16 +27,23 @@ def release_memory() -> None:
 @contextmanager
 def _inside(model: nn.Module, kind: type[nn.Module] | None) -> Iterator[Callable[[], bool]]:
     """Tell whether a module of `kind` is running; always true where it is None."""
+    if kind is None:
+        yield lambda: True
+        return
     running: list[nn.Module] = []
+
+    def enter(module: nn.Module, _: object) -> None:
+        running.append(module)
+
+    def leave(*_: object) -> None:
+        running.pop()
+
     hooks = []
-    for module in model.modules() if kind else ():
-        if isinstance(module, kind or nn.Module):
-            hooks += [
-                module.register_forward_pre_hook(lambda module, _: running.append(module)),
-                module.register_forward_hook(lambda *_: running.clear()),
-            ]
+    for module in model.modules():
+        if isinstance(module, kind):
+            hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
-        yield lambda: kind is None or bool(running)
+        yield lambda: bool(running)
     finally:
         for hook in hooks:
             hook.remove()

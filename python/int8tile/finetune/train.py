@@ -78,7 +78,7 @@ def train_arm(
     model = checkpoint.load_model(inputs.source, data, inputs.tokenizer, settings.seed)
     config = arms.config(arm, settings)
     if config is not None:
-        convert_(model, config)
+        convert_(model, config, share_inputs=True)
     stress = Stress(model, settings.stress) if settings.stress != 1 else None
     collator = DataCollatorWithPadding(inputs.tokenizer)
     kept = _saved_bytes(model, collator(inputs.train[: settings.batch_size]), arm)

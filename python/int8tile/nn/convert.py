@@ -139,7 +139,8 @@ def convert_(
         if reason is None and layer_config is None:
             reason = "no config pattern matches, or it maps to None"
         if reason is not None or layer_config is None:
-            report.skipped[name] = str(reason)
+            kept = "; it stays the Int8Linear that it was" * isinstance(module, Int8Linear)
+            report.skipped[name] = f"{reason}{kept}"
             continue
         assert isinstance(module, nn.Linear)
         Int8Linear.from_linear(module, layer_config)

@@ -80,7 +80,7 @@ def _check_device(who: str, first: torch.Tensor, **others: torch.Tensor | None) 
             )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096, typed=True)
 def resolve_capacity(
     who: str, features: int, threshold: float | None, bits: int, capacity: int | None
 ) -> int:
