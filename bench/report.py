@@ -39,7 +39,7 @@ def environment(threads: Sequence[int]) -> dict[str, Any]:
         "l1_bytes": l1,
         "l2_bytes": l2,
         "load": os.getloadavg()[0],  # above 0 at the start: something else was running
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "int8tile": int8tile.__version__,

@@ -151,7 +151,7 @@ def main(
                 failed.append(name)
                 continue
             content = {**read_results(path), name: json.loads(out.read_text())}
-        path.write_text(json.dumps({"parts": content}, indent=1) + "\n")
+        path.write_text(json.dumps({"parts": content}) + "\n")
     for drawn in plots.draw(read_results(path), output):
         console().print(f"wrote {drawn}", highlight=False)
     if failed:
