@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
+from emulated import emulated_core, ops  # noqa: F401 - fixtures
 from int8tile import _core
 
 

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "python" / "int8tile"
 CPP = [*(ROOT / "cpp").rglob("*.hpp"), *(ROOT / "cpp").rglob("*.cpp")]
 KERNELS = [path for path in CPP if path.parent.name == "kernels"]
+CUDA = [path for pattern in ("*.hpp", "*.cu", "*.cuh") for path in (ROOT / "cuda").rglob(pattern)]
 BINDINGS = sorted((ROOT / "python" / "bindings").glob("*.cpp"))
 MODULES = sorted(PACKAGE.rglob("*.py"))
 FOLDERS = ("cpp", "cuda", "python", "tests", "bench")
@@ -103,17 +104,35 @@ def test_public_headers_do_not_reach_into_the_sources(path):
         assert not quoted or header.startswith("int8tile/")
 
 
+@pytest.mark.parametrize("path", CUDA, ids=name)
+def test_the_cuda_backend_knows_nothing_of_python(path):
+    own = [ROOT / "cpp" / "include", ROOT / "cuda" / "include", ROOT / "cuda", path.parent]
+    for header, quoted in includes(path):
+        assert not re.search(r"torch|ATen|c10/|pybind11|Python\.h", header)
+        if quoted:
+            assert any((folder / header).is_file() for folder in own), header
+        if "cute/" in header:
+            assert path.parent.name == "gemm", "only the GEMM sees CUTLASS"
+
+
+def test_the_host_api_of_cuda_is_plain_cpp():
+    found = {header for header, _ in includes(ROOT / "cuda" / "include" / "int8tile" / "cuda.hpp")}
+    assert found == {"cstdint", "string", "int8tile/types.hpp"}
+
+
 def test_only_the_bindings_see_pybind11():
     assert BINDINGS
     users = [path for path in SOURCES if re.search(r"#\s*include\s*<pybind11", path.read_text())]
-    assert users == BINDINGS
+    emulation = [ROOT / "tests" / "emulation" / "module.cpp"]
+    assert users == [*BINDINGS, *emulation]
 
 
 @pytest.mark.parametrize("path", BINDINGS, ids=name)
 def test_the_bindings_know_nothing_of_torch(path):
     for header, quoted in includes(path):
         assert not re.search(r"torch|ATen|c10/|cutlass", header)
-        assert not quoted or header.startswith("int8tile/"), "a private header of the core"
+        own = header == "arguments.hpp" or header.startswith("int8tile/")
+        assert not quoted or own, "a private header of the core"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)

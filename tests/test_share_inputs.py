@@ -153,7 +153,8 @@ def test_converting_again_and_reverting_undo_it(models):
 
 @pytest.mark.parametrize(("m", "k", "capacity"), [(0, 5, 0), (1, 1, 1), (33, 97, 32), (7, 800, 50)])
 def test_the_schema_knows_the_size_of_a_quantised_input(m, k, capacity):
-    assert schema._block_bytes(m, k, capacity) == _core.quantized_input_bytes(m, k, capacity)
+    size = schema.block_bytes(m, k, capacity, torch.device("cpu"))
+    assert size == _core.quantized_input_bytes(m, k, capacity)
 
 
 def test_layers_that_turn_to_float_at_other_sizes_share_nothing():

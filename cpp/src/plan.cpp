@@ -54,17 +54,6 @@ int64_t balanced(int64_t total, int64_t block, int64_t multiple) {
   return round_up(ceil_div(total, ceil_div(total, block)), multiple);
 }
 
-std::vector<Slice> slice_depth(int64_t k, int64_t capacity) {
-  if (k <= kSliceDepth) return {{0, k}};
-  std::vector<Slice> slices;
-  const int64_t room = (kAccumulatorLimit - capacity * kOutlierProduct) / kRegularProduct;
-  const int64_t first = std::min(kSliceDepth, room / kDepthAlign * kDepthAlign);
-  slices.push_back({0, first});
-  for (int64_t begin = first; begin < k; begin += kSliceDepth)
-    slices.push_back({begin, std::min(k, begin + kSliceDepth)});
-  return slices;
-}
-
 void plan_blocks(GemmPlan& plan) {
   const int64_t nr = plan.cpu.kernel->nr;
   const int64_t depth = std::min(plan.k_padded, kSliceDepth);
@@ -86,6 +75,17 @@ void plan_blocks(GemmPlan& plan) {
 }
 
 }  // namespace
+
+std::vector<Slice> slice_depth(int64_t k, int64_t capacity) {
+  if (k <= kSliceDepth) return {{0, k}};
+  std::vector<Slice> slices;
+  const int64_t room = (kAccumulatorLimit - capacity * kOutlierProduct) / kRegularProduct;
+  const int64_t first = std::min(kSliceDepth, room / kDepthAlign * kDepthAlign);
+  slices.push_back({0, first});
+  for (int64_t begin = first; begin < k; begin += kSliceDepth)
+    slices.push_back({begin, std::min(k, begin + kSliceDepth)});
+  return slices;
+}
 
 int64_t default_capacity(int64_t k) {
   const int64_t wanted = std::min(k, round_up(ceil_div(k, 16), 32));

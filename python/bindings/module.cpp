@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "arguments.hpp"
 #include "int8tile/check.hpp"
 #include "int8tile/gemm.hpp"
 #include "int8tile/linear.hpp"
@@ -19,50 +20,9 @@
 
 namespace py = pybind11;
 using namespace int8tile;
+using namespace int8tile::bindings;
 
 namespace {
-
-using Address = std::uintptr_t;
-// (address, dtype code, rows, cols, row stride, column stride); strides in elements
-using Matrix = std::tuple<Address, int, int64_t, int64_t, int64_t, int64_t>;
-
-template <class T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-DType dtype_of(int code) {
-  require(code >= 0 && code <= 2, "int8tile: dtype code must be 0..2; got ", code);
-  return static_cast<DType>(code);
-}
-
-MatrixView view(const Matrix& m) {
-  return {pointer<const void>(std::get<0>(m)),
-          dtype_of(std::get<1>(m)),
-          std::get<2>(m),
-          std::get<3>(m),
-          std::get<4>(m),
-          std::get<5>(m)};
-}
-
-OutputView output(const Matrix& m) {
-  return {pointer<void>(std::get<0>(m)), dtype_of(std::get<1>(m)), std::get<4>(m)};
-}
-
-QuantizeSpec spec_of(const std::string& granularity, const std::string& scale,
-                     const std::string& rounding = "nearest", int64_t seed = 0,
-                     uint32_t gemm_id = 0) {
-  require(granularity == "row" || granularity == "tensor",
-          "int8tile: granularity must be 'row' or 'tensor'; got '", granularity, "'");
-  require(scale == "absmax" || scale == "pow2", "int8tile: scale must be 'absmax' or 'pow2'; got '",
-          scale, "'");
-  require(rounding == "nearest" || rounding == "stochastic",
-          "int8tile: rounding must be 'nearest' or 'stochastic'; got '", rounding, "'");
-  return {granularity == "row" ? Granularity::kRow : Granularity::kTensor,
-          scale == "absmax" ? ScaleKind::kAbsmax : ScaleKind::kPow2,
-          rounding == "nearest" ? Rounding::kNearest : Rounding::kStochastic,
-          static_cast<uint64_t>(seed), gemm_id};
-}
 
 // The number of outlier columns that an op found earlier. The core reads and writes by these
 // columns, so they are checked as well: index // [capacity] ascending and inside [0, features).
@@ -414,5 +374,6 @@ PYBIND11_MODULE(_core, m) {
         return tile_gops(cpu_facts(threads, isa), k, seconds);
       },
       py::arg("k"), py::arg("threads"), py::arg("isa") = "", py::arg("seconds") = 0.01);
+  bind_cuda(m);
   m.def("fingerprint", &fingerprint, py::arg("address"), py::arg("bytes"), py::arg("samples"));
 }

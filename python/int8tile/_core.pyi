@@ -6,7 +6,14 @@ _Matrix = tuple[int, int, int, int, int, int]
 # the outlier capacity.
 _Saved = tuple[int, int, int, int, int, int]
 
+# Of the functions cuda_*, which only builds with the CUDA backend have: device index, stream and
+# address of the workspace; addresses of the values, high limbs, saved values, saved high limbs,
+# scales, outlier index and outlier count, and the outlier capacity.
+_Call = tuple[int, int, int]
+_CudaInput = tuple[int, int, int, int, int, int, int, int]
+
 __version__: str
+cuda_compiled: bool
 SLICE_DEPTH: int
 
 class UnsupportedError(NotImplementedError): ...
@@ -214,3 +221,67 @@ def gemm(
     isa: str = "",
 ) -> None: ...
 def fingerprint(address: int, bytes: int, samples: int) -> int: ...
+def cuda_device_count() -> int: ...
+def cuda_unavailable() -> str: ...
+def cuda_device(index: int) -> tuple[str, int, int, int]: ...
+def cuda_quantize_workspace(rows: int, cols: int) -> int: ...
+def cuda_multiply_workspace(m: int, n: int, k: int, capacity: int, packed: bool) -> int: ...
+def cuda_grad_input_workspace(m: int, n: int, k: int, packed: bool) -> int: ...
+def cuda_grad_weight_workspace(m: int, n: int, k: int, capacity: int) -> int: ...
+def cuda_quantize_input(
+    call: _Call,
+    input: _Matrix,
+    threshold: float,
+    outlier_bits: int,
+    options: tuple[str, str],
+    to: _CudaInput,
+) -> None: ...
+def cuda_quantize(
+    call: _Call,
+    input: _Matrix,
+    fold: int,
+    transposed: bool,
+    options: tuple[str, str, str, int],
+    gemm_id: int,
+    q: int,
+    scale: int,
+) -> None: ...
+def cuda_linear_multiply(
+    call: _Call,
+    m: int,
+    input: _CudaInput,
+    weight: _Matrix,
+    packed: tuple[int, int],
+    options: tuple[str, str],
+    bias: int,
+    out: _Matrix,
+) -> None: ...
+def cuda_linear_grad_input(
+    call: _Call,
+    grad_output: _Matrix,
+    weight: _Matrix,
+    packed: tuple[int, int],
+    options: tuple[str, str, str, int],
+    out: _Matrix,
+) -> None: ...
+def cuda_linear_grad_weight(
+    call: _Call,
+    grad_output: _Matrix,
+    input: _CudaInput,
+    options: tuple[str, str, str, int],
+    out: _Matrix,
+    grad_bias: int,
+) -> None: ...
+def cuda_gemm(
+    call: _Call,
+    a: int,
+    m: int,
+    k: int,
+    b: int,
+    n: int,
+    a_high: int,
+    b_high: int,
+    high_columns: int,
+    high_count: int,
+    out: int,
+) -> None: ...

@@ -55,6 +55,9 @@ std::string kernel_verdict(const Kernel& kernel);
 /// accumulator could overflow.
 int64_t default_capacity(int64_t k);
 
+/// The ranges of K whose sums fit int32; the first leaves room for `capacity` outlier columns.
+std::vector<Slice> slice_depth(int64_t k, int64_t capacity);
+
 /// Plans one GEMM. `capacity` -1 means default_capacity(k). Throws std::invalid_argument for
 /// negative sizes, bits outside 8..15, or a capacity that is outside 0..k or cannot fit int32.
 GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k, int64_t capacity, int outlier_bits,

@@ -37,10 +37,7 @@ def describe() -> dict[str, str | int]:
         "kernels": ", ".join(_core.compiled_isas()),
         "supported": ", ".join(_core.supported_isas()),
         "threads": torch.get_num_threads(),
-        "cuda": (
-            "this build has no CUDA backend; torch.cuda.is_available() is "
-            f"{torch.cuda.is_available()}"
-        ),
+        "cuda": _cuda(),
     }
 
 
@@ -65,6 +62,21 @@ def self_test() -> dict[str, float]:
     pairs = zip(step(torch.ops.int8tile.linear), step(torch.nn.functional.linear), strict=True)
     errors = [float((got - exact).norm() / exact.norm()) for got, exact in pairs]
     return dict(zip(("output", "grad_input", "grad_weight"), errors, strict=True))
+
+
+def _cuda() -> str:
+    """Say whether this build has the CUDA backend and finds a device."""
+    if not _core.cuda_compiled:
+        return (
+            "this build has no CUDA backend; torch.cuda.is_available() is "
+            f"{torch.cuda.is_available()}"
+        )
+    experimental = "compiled; experimental, it has not run on a GPU yet"
+    if why := _core.cuda_unavailable():
+        return f"{experimental}; no device: {why}"
+    devices = [_core.cuda_device(index) for index in range(_core.cuda_device_count())]
+    names = [f"{name} (compute capability {major}.{minor})" for name, major, minor, _ in devices]
+    return f"{experimental}; {', '.join(names)}"
 
 
 def _version(package: str) -> str:

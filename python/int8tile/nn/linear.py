@@ -42,6 +42,8 @@ class FrozenWeightCache:
             return None
         if type(weight) not in (torch.Tensor, nn.Parameter) or not weight.is_contiguous():
             return None
+        if weight.device.type != "cpu":  # the fingerprint would wait for another device
+            return None
         address = weight.data_ptr()
         mark = _core.fingerprint(
             address, weight.numel() * weight.element_size(), _FINGERPRINT_SAMPLES

@@ -1,5 +1,5 @@
 """The torch custom ops: schema (checks and shapes), kernels per device, autograd."""
 
-from int8tile.ops import autograd, cpu, schema
+from int8tile.ops import autograd, cpu, cuda, schema
 
-__all__ = ["autograd", "cpu", "schema"]
+__all__ = ["autograd", "cpu", "cuda", "schema"]

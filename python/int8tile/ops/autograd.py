@@ -212,8 +212,10 @@ def linear(
     check_options(who, split[0], split[1], *scales)
     schema.check_linear(who, input, weight, bias)
     device = input.device.type
-    if device != "cpu":
-        raise NotImplementedError(f"{who}: this build runs on cpu; got a tensor on {device}")
+    if device not in schema.DEVICES:
+        raise NotImplementedError(
+            f"{who}: this build runs on {schema.DEVICES_TEXT}; got a tensor on {device}"
+        )
     dtype = input.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

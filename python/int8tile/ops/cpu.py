@@ -8,26 +8,7 @@ import torch
 
 from int8tile import _core
 from int8tile.ops import schema
-
-_NO_MATRIX = (0, 0, 1, 0, 0, 1)
-
-
-def _matrix(tensor: torch.Tensor) -> tuple[int, int, int, int, int, int]:
-    rows, cols = tensor.shape
-    row_stride, col_stride = tensor.stride()
-    code = schema.DTYPE_CODES[tensor.dtype]
-    return tensor.data_ptr(), code, rows, cols, row_stride, col_stride
-
-
-def _vector(tensor: torch.Tensor | None) -> tuple[int, int, int, int, int, int]:
-    if tensor is None:
-        return _NO_MATRIX
-    code = schema.DTYPE_CODES[tensor.dtype]
-    return tensor.data_ptr(), code, 1, tensor.shape[0], 0, tensor.stride(0)
-
-
-def _pointer(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+from int8tile.ops.views import contiguous, matrix, pointer, vector
 
 
 def _saved(
@@ -49,10 +30,6 @@ def _saved(
 
 def _seed(rounding: str, seed: torch.Tensor | None) -> int:
     return int(seed.item()) if seed is not None and rounding == "stochastic" else 0
-
-
-def _contiguous(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.contiguous()
 
 
 def linear_forward(
@@ -86,22 +63,22 @@ def linear_forward(
     )
     output, saved_input, saved_limbs, input_scale, outlier_index, outlier_count = results
     _core.linear_forward(
-        _matrix(input),
-        _matrix(weight),
-        _vector(bias),
-        _pointer(packed_weight),
-        _pointer(weight_scale),
+        matrix(input),
+        matrix(weight),
+        vector(bias),
+        pointer(packed_weight),
+        pointer(weight_scale),
         threshold or 0.0,
         outlier_bits,
         outlier_index.shape[0],
         granularity,
         scale,
-        _pointer(saved_input) if save else 0,
-        _pointer(saved_limbs) if saved_limbs.numel() else 0,
+        pointer(saved_input) if save else 0,
+        pointer(saved_limbs) if saved_limbs.numel() else 0,
         input_scale.data_ptr(),
         outlier_index.data_ptr(),
         outlier_count.data_ptr(),
-        _matrix(output),
+        matrix(output),
         torch.get_num_threads(),
     )
     return results
@@ -122,14 +99,14 @@ def quantize_input(
     )
     block, saved_input, saved_limbs, input_scale, outlier_index, outlier_count = results
     _core.quantize_input(
-        _matrix(input),
+        matrix(input),
         threshold or 0.0,
         outlier_bits,
         outlier_index.shape[0],
         granularity,
         scale,
-        _pointer(saved_input) if save else 0,
-        _pointer(saved_limbs) if saved_limbs.numel() else 0,
+        pointer(saved_input) if save else 0,
+        pointer(saved_limbs) if saved_limbs.numel() else 0,
         block.data_ptr(),
         input_scale.data_ptr(),
         outlier_index.data_ptr(),
@@ -172,13 +149,13 @@ def linear_multiply(
         outlier_index.data_ptr(),
         outlier_count.data_ptr(),
         outlier_index.shape[0],
-        _matrix(weight),
-        _vector(bias),
-        _pointer(packed_weight),
-        _pointer(weight_scale),
+        matrix(weight),
+        vector(bias),
+        pointer(packed_weight),
+        pointer(weight_scale),
         granularity,
         scale,
-        _matrix(output),
+        matrix(output),
         torch.get_num_threads(),
     )
     return output
@@ -208,15 +185,15 @@ def linear_grad_input(
         weight_scale,
     )
     _core.linear_grad_input(
-        _matrix(grad_output),
-        _matrix(weight),
-        _pointer(packed_weight),
-        _pointer(weight_scale),
+        matrix(grad_output),
+        matrix(weight),
+        pointer(packed_weight),
+        pointer(weight_scale),
         granularity,
         scale,
         rounding,
         _seed(rounding, seed),
-        _matrix(output),
+        matrix(output),
         torch.get_num_threads(),
     )
     return output
@@ -254,14 +231,14 @@ def linear_grad_weight(
         with_bias,
     )
     _core.linear_grad_weight(
-        _matrix(grad_output),
+        matrix(grad_output),
         _saved(saved_input, saved_limbs, input_scale, outlier_index, outlier_count),
         granularity,
         scale,
         rounding,
         _seed(rounding, seed),
-        _matrix(grad_weight),
-        _pointer(grad_bias) if with_bias else 0,
+        matrix(grad_weight),
+        pointer(grad_bias) if with_bias else 0,
         torch.get_num_threads(),
     )
     return grad_weight, grad_bias
@@ -300,16 +277,16 @@ def linear_backward(
     )
     grad_input, grad_weight, grad_bias = results
     _core.linear_backward(
-        _matrix(grad_output),
-        _matrix(weight),
+        matrix(grad_output),
+        matrix(weight),
         _saved(saved_input, saved_limbs, input_scale, outlier_index, outlier_count),
         granularity,
         scale,
         rounding,
         _seed(rounding, seed),
-        _matrix(grad_input),
-        _matrix(grad_weight),
-        _pointer(grad_bias) if with_bias else 0,
+        matrix(grad_input),
+        matrix(grad_weight),
+        pointer(grad_bias) if with_bias else 0,
         torch.get_num_threads(),
     )
     return results
@@ -321,7 +298,7 @@ def pack_weight(
     """Quantise a weight into the panels that linear_forward (or, transposed, grad_input) reads."""
     packed, scales = schema.pack_weight(weight, granularity, scale, transpose)
     _core.pack_weight(
-        _matrix(weight),
+        matrix(weight),
         granularity,
         scale,
         transpose,
@@ -343,10 +320,10 @@ def quantize(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise a matrix per row, or per column and transposed."""
     q, scales = schema.quantize(input, fold, granularity, scale, rounding, seed, transpose)
-    fold = _contiguous(fold)
+    fold = contiguous(fold)
     _core.quantize(
-        _matrix(input),
-        _pointer(fold),
+        matrix(input),
+        pointer(fold),
         granularity,
         scale,
         rounding,
@@ -374,7 +351,7 @@ def quantize_split(
     )
     q, high, low, scales, outlier_index, outlier_count = results
     _core.quantize_split(
-        _matrix(input),
+        matrix(input),
         threshold or 0.0,
         outlier_bits,
         outlier_index.shape[0],
@@ -400,7 +377,7 @@ def gemm(
     """Multiply int8 matrices exactly: ((a_high @ b_high.T) << 7) + a @ b.T."""
     output = schema.gemm(a, b, a_high, b_high)
     a, b = a.contiguous(), b.contiguous()
-    a_high, b_high = _contiguous(a_high), _contiguous(b_high)
+    a_high, b_high = contiguous(a_high), contiguous(b_high)
     (m, k), n = a.shape, b.shape[0]
     _core.gemm(
         a.data_ptr(),
@@ -408,8 +385,8 @@ def gemm(
         k,
         b.data_ptr(),
         n,
-        _pointer(a_high),
-        _pointer(b_high),
+        pointer(a_high),
+        pointer(b_high),
         0 if a_high is None else a_high.shape[1],
         output.data_ptr(),
         torch.get_num_threads(),

@@ -14,6 +14,8 @@ LIBRARY = torch.library.Library("int8tile", "DEF")
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 DEPTH_ALIGN = 16  # tokens and features are padded to whole turns of the GEMM's inner loop
 MAX_GEMM_DEPTH = _core.SLICE_DEPTH
+DEVICES = ("cpu", "cuda") if _core.cuda_compiled else ("cpu",)
+DEVICES_TEXT = " and ".join(DEVICES)
 
 _SPLIT = "float? threshold=5.0, int outlier_bits=12, int? outlier_capacity=None"
 _SCALE = 'str granularity="row", str scale="absmax"'
@@ -246,7 +248,7 @@ def quantize_input(
     capacity = resolve_capacity(who, int(k), threshold, outlier_bits, outlier_capacity)
     empty = input.new_empty
     return (
-        empty((_block_bytes(m, k, capacity),), dtype=torch.uint8),
+        empty((block_bytes(m, k, capacity, input.device),), dtype=torch.uint8),
         empty(panel_shape(k, m) if save else (0, 0), dtype=torch.uint8),
         empty(panel_shape(capacity, m) if save and capacity else (0, 0), dtype=torch.uint8),
         empty((m,), dtype=torch.float32),
@@ -255,10 +257,17 @@ def quantize_input(
     )
 
 
-def _block_bytes(m: int, k: int, capacity: int) -> int:
-    # As _core.quantized_input_bytes, on sizes that may be symbolic: int8 panels of the regular
-    # part and of the high limbs, and an int32 a row.
-    panels = (m * round_up(k, DEPTH_ALIGN), m * round_up(capacity, 4), m * 4)
+def block_bytes(m: int, k: int, capacity: int, device: torch.device) -> int:
+    """Bytes of a quantised input's block; sizes may be symbolic.
+
+    On CPU as _core.quantized_input_bytes: int8 panels of the regular part and of the high limbs,
+    and an int32 a row. On CUDA both parts row-major, with rows of whole 16 bytes.
+    """
+    regular = m * round_up(k, DEPTH_ALIGN)
+    if device.type == "cuda":
+        panels = [regular, m * round_up(capacity, DEPTH_ALIGN)]
+    else:
+        panels = [regular, m * round_up(capacity, 4), m * 4]
     return sum(round_up(size, 64) for size in panels)
 
 
@@ -285,7 +294,7 @@ def linear_multiply(
     n, k = weight.shape
     m, capacity = input_scale.shape[0], outlier_index.shape[0]
     for name, tensor, dtype, shape in (
-        ("block", block, torch.uint8, (_block_bytes(m, k, capacity),)),
+        ("block", block, torch.uint8, (block_bytes(m, k, capacity, block.device),)),
         ("input_scale", input_scale, torch.float32, (m,)),
         ("outlier_index", outlier_index, torch.int32, (capacity,)),
         ("outlier_count", outlier_count, torch.int32, (2,)),

@@ -1,0 +1,37 @@
+# Decides whether the CUDA backend is built, for which architectures and with which compiler.
+# AUTO builds for the GPU that is present, so that nobody waits for kernels they cannot run.
+set(INT8TILE_CUDA_ENABLED OFF)
+if(NOT INT8TILE_CUDA STREQUAL "OFF")
+  if(CMAKE_CUDA_COMPILER)
+    set(int8tile_nvcc "${CMAKE_CUDA_COMPILER}")
+  else()
+    find_program(int8tile_nvcc nvcc PATHS ENV CUDACXX ENV CUDA_PATH /usr/local/cuda PATH_SUFFIXES bin)
+  endif()
+endif()
+
+if(INT8TILE_CUDA STREQUAL "ON")
+  if(NOT int8tile_nvcc)
+    message(FATAL_ERROR "INT8TILE_CUDA=ON needs nvcc; put it on PATH or set CMAKE_CUDA_COMPILER")
+  endif()
+  set(INT8TILE_CUDA_ENABLED ON)
+elseif(INT8TILE_CUDA STREQUAL "AUTO" AND int8tile_nvcc)
+  find_program(int8tile_nvidia_smi nvidia-smi)
+  if(int8tile_nvidia_smi)
+    execute_process(COMMAND "${int8tile_nvidia_smi}" --query-gpu=compute_cap --format=csv,noheader
+      RESULT_VARIABLE no_gpu OUTPUT_VARIABLE capabilities ERROR_QUIET TIMEOUT 30)
+    string(REGEX MATCHALL "[0-9]+[.][0-9]+" capabilities "${capabilities}")
+    list(TRANSFORM capabilities REPLACE "[.]" "")
+    list(FILTER capabilities INCLUDE REGEX "^([89]|1[0-9])[0-9]$")  # 8.0 is the oldest served
+    list(REMOVE_DUPLICATES capabilities)
+    if(NOT no_gpu AND capabilities)
+      set(INT8TILE_CUDA_ENABLED ON)
+      set(INT8TILE_CUDA_ARCHS ${capabilities})
+    endif()
+  endif()
+endif()
+
+if(INT8TILE_CUDA_ENABLED)
+  set(CMAKE_CUDA_COMPILER "${int8tile_nvcc}")
+  set(CMAKE_CUDA_ARCHITECTURES ${INT8TILE_CUDA_ARCHS})
+  message(STATUS "CUDA backend for compute capabilities ${INT8TILE_CUDA_ARCHS}")
+endif()

@@ -1,0 +1,186 @@
+// The two gradients of a linear layer as two ways to feed the GEMM; see linear.cu for the forward.
+#include <algorithm>
+
+#include "launch.cuh"
+#include "linear.cuh"
+#include "outliers.cuh"
+
+namespace int8tile::cuda {
+namespace {
+
+struct GradInputScratch {
+  GradInputScratch(Arena& arena, int64_t m, int64_t n, int64_t k, bool packed)
+      : slices(slice_depth(n, 0)),
+        grad(arena, m, n),
+        weight(arena, packed ? 0 : k, n),
+        sum(take_slice_sum(arena, slices, m, k)) {}
+  std::vector<Slice> slices;
+  Int8Scratch grad, weight;
+  float* sum;
+};
+
+}  // namespace
+
+int64_t grad_input_workspace(int64_t m, int64_t n, int64_t k, bool packed) {
+  return Workspace<GradInputScratch>::bytes(m, n, k, packed);
+}
+
+void linear_grad_input(const GradInputArgs& args, void* workspace, const Stream& stream) {
+  const DeviceGuard guard(stream);
+  const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.weight.cols;
+  if (n == 0) return fill_rows(args.out, m, k, nullptr, stream);
+  if (m == 0 || k == 0) return;
+  Arena memory(workspace);
+  const GradInputScratch at(memory, m, n, k, args.packed.values != nullptr);
+  quantize_rows(args.grad_output, nullptr, {}, args.how, {at.grad.absmax, nullptr},
+                {at.grad.values, nullptr, at.grad.scale}, stream);
+  Int8Matrix weight = args.packed;
+  if (!weight.values) {
+    const Quantization how = nearest(args.how);
+    column_stats(args.weight, {nullptr, false, is_tensor(how), at.weight.absmax, nullptr, nullptr},
+                 stream);
+    quantize_columns(args.weight, nullptr, at.weight.absmax, how,
+                     {nullptr, at.weight.values, at.weight.scale}, stream);
+    weight = {at.weight.values, at.weight.scale};
+  }
+  GemmArgs gemm;
+  gemm.m = m, gemm.n = k, gemm.k = n;
+  gemm.a = at.grad.values;
+  gemm.b = weight.values;
+  gemm.a_stride = gemm.b_stride = round_up(n, kDepthAlign);
+  gemm.epilogue = {at.grad.scale, weight.scale, 1, nullptr, false};
+  gemm_slices(gemm, at.slices, args.out, at.sum, stream);
+}
+
+namespace {
+
+struct GradWeightScratch {
+  GradWeightScratch(Arena& arena, int64_t m, int64_t n, int64_t k, int64_t capacity)
+      : slices(slice_depth(m, 0)),
+        grad(arena, n, m),
+        block_sums(arena.take<float>(ceil_div(m, kColumnBlock) * n)),
+        sum(take_slice_sum(arena, slices, n, k)),
+        low(arena.take<int8_t>(capacity * round_up(m, kDepthAlign))),
+        high_acc(arena.take<int32_t>(n * capacity)),
+        low_acc(arena.take<int32_t>(n * capacity)),
+        limb_grad(arena.take<float>(slices.size() > 1 ? n * capacity : 0)) {}
+  std::vector<Slice> slices;
+  Int8Scratch grad;
+  float *block_sums, *sum;
+  int8_t* low;                  // rows of the saved input at the outlier columns
+  int32_t *high_acc, *low_acc;  // [n, capacity]
+  float* limb_grad;             // [n, capacity], sum of slices
+};
+
+/// One slice of the limb columns of grad_w: 128 * high + low, combined in float32.
+struct LimbColumns {
+  const int32_t *high, *low;  // [rows, capacity]
+  int64_t rows, capacity;
+  const int32_t *index, *count;
+  const float* row_scale;
+  const float* col_scale;  // one value; null: 1
+  float* sum;              // [rows, capacity], of several slices
+  bool first, last;
+};
+
+constexpr float kLimbStep = 1 << kLimbBits;
+
+template <class Out>
+__global__ void limb_kernel(LimbColumns limbs, Out* out, int64_t stride) {
+  const int64_t at = linear_index();
+  if (at >= limbs.rows * limbs.capacity) return;
+  const int64_t i = at / limbs.capacity, t = at % limbs.capacity;
+  if (t >= *limbs.count) return;
+  const float high = __fmul_rn(__int2float_rn(limbs.high[at]), kLimbStep);
+  const float both = __fadd_rn(high, __int2float_rn(limbs.low[at]));
+  float value = __fmul_rn(both, limbs.row_scale[i]);
+  value = __fmul_rn(value, limbs.col_scale ? *limbs.col_scale : 1.0f);
+  if (!limbs.first) value = __fadd_rn(limbs.sum[at], value);
+  if (limbs.last)
+    store_float(value, out + i * stride + limbs.index[t]);
+  else
+    limbs.sum[at] = value;
+}
+
+/// Tokens lie innermost, so the operands of both products start at the slice's first token.
+GemmArgs limb_gemm(const GradWeightArgs& args, const GradWeightScratch& at, const Slice& slice,
+                   const int8_t* limb, int32_t* acc) {
+  GemmArgs gemm;
+  gemm.m = args.grad_output.cols, gemm.n = args.capacity;
+  gemm.k = round_up(slice.end - slice.begin, kDepthAlign);
+  gemm.a = at.grad.values + slice.begin;
+  gemm.b = limb + slice.begin;
+  gemm.a_stride = gemm.b_stride = round_up(args.grad_output.rows, kDepthAlign);
+  gemm.live_columns = args.input.count;
+  gemm.out = acc;
+  gemm.out_stride = args.capacity;
+  gemm.type = OutputType::kInt32;
+  return gemm;
+}
+
+/// Scales of x lie on the summed axis, so they are folded into g; a scale of the tensor is not.
+const float* fold_of(const GradWeightArgs& args) {
+  return is_tensor(args.how) ? nullptr : args.input.scale;
+}
+
+const float* column_scale_of(const GradWeightArgs& args) {
+  return is_tensor(args.how) ? args.input.scale : nullptr;
+}
+
+void limb_columns(const GradWeightArgs& args, const GradWeightScratch& at, const Stream& stream) {
+  const int64_t n = args.grad_output.cols;
+  const OutlierColumns outliers{nullptr, args.input.index, args.input.count, args.capacity};
+  gather_rows(args.input.saved_values, round_up(args.grad_output.rows, kDepthAlign), outliers,
+              at.low, stream);
+  for (const Slice& slice : at.slices) {
+    gemm(limb_gemm(args, at, slice, args.input.saved_high, at.high_acc), stream);
+    gemm(limb_gemm(args, at, slice, at.low, at.low_acc), stream);
+    const LimbColumns limbs{at.high_acc,
+                            at.low_acc,
+                            n,
+                            args.capacity,
+                            args.input.index,
+                            args.input.count,
+                            at.grad.scale,
+                            column_scale_of(args),
+                            at.limb_grad,
+                            slice.begin == 0,
+                            slice.end == at.slices.back().end};
+    with_dtype(args.out.dtype, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      launch(stream, limb_kernel<T>, linear_grid(n * args.capacity), dim3(kLinearThreads), 0, limbs,
+             static_cast<T*>(args.out.data), args.out.row_stride);
+    });
+  }
+}
+
+}  // namespace
+
+int64_t grad_weight_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity) {
+  return Workspace<GradWeightScratch>::bytes(m, n, k, capacity);
+}
+
+void linear_grad_weight(const GradWeightArgs& args, void* workspace, const Stream& stream) {
+  const DeviceGuard guard(stream);
+  const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
+  Arena memory(workspace);
+  const GradWeightScratch at(memory, m, n, k, args.capacity);
+  column_stats(args.grad_output,
+               {fold_of(args), false, is_tensor(args.how), at.grad.absmax, args.grad_bias,
+                args.grad_bias ? at.block_sums : nullptr},
+               stream);
+  if (m == 0) return fill_rows(args.out, n, k, nullptr, stream);
+  if (n == 0 || k == 0) return;
+  quantize_columns(args.grad_output, fold_of(args), at.grad.absmax, args.how,
+                   {nullptr, at.grad.values, at.grad.scale}, stream);
+  GemmArgs gemm;
+  gemm.m = n, gemm.n = k, gemm.k = m;
+  gemm.a = at.grad.values;
+  gemm.b = args.input.saved_values;
+  gemm.a_stride = gemm.b_stride = round_up(m, kDepthAlign);
+  gemm.epilogue = {at.grad.scale, column_scale_of(args), 0, nullptr, false};
+  gemm_slices(gemm, at.slices, args.out, at.sum, stream);
+  if (args.capacity > 0) limb_columns(args, at, stream);
+}
+
+}  // namespace int8tile::cuda

@@ -1,0 +1,217 @@
+// Row absmax and the tile that writes int8 both row-major and transposed in one read of x.
+#include <algorithm>
+
+#include "arithmetic.cuh"
+#include "element.cuh"
+#include "launch.cuh"
+#include "quantize.cuh"
+
+namespace int8tile::cuda {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kRowThreads = 128;
+
+/// The largest value of the block joins *to.
+__device__ void join_maximum(uint32_t value, uint32_t* shared, uint32_t* to, bool atomic) {
+  value = __reduce_max_sync(kAllLanes, value);
+  if (threadIdx.x % kWarp == 0) atomicMax(shared, value);
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  if (atomic)
+    atomicMax(to, *shared);
+  else
+    *to = *shared;
+}
+
+template <class T>
+__global__ __launch_bounds__(kRowThreads) void row_absmax_kernel(View<T> x, const float* fold,
+                                                                 const int32_t* slot,
+                                                                 AbsmaxBits absmax, bool tensor) {
+  __shared__ uint32_t shared[2];
+  if (threadIdx.x < 2) shared[threadIdx.x] = 0;
+  __syncthreads();
+  const int64_t i = blockIdx.x;
+  const float factor = fold ? fold[i] : 1.0f;
+  uint32_t regular = 0, outlier = 0;
+  for (int64_t j = threadIdx.x * kVector; j < x.cols; j += kRowThreads * kVector) {
+    float values[kVector];
+    x.load(i, j, values);
+#pragma unroll
+    for (int c = 0; c < kVector; ++c) {
+      const uint32_t bits = abs_bits(__fmul_rn(values[c], factor));
+      const bool apart = slot && j + c < x.cols && slot[j + c] >= 0;
+      uint32_t& largest = apart ? outlier : regular;
+      largest = bits > largest ? bits : largest;
+    }
+  }
+  join_maximum(regular, &shared[0], absmax.regular + (tensor ? 0 : i), tensor);
+  if (slot) join_maximum(outlier, &shared[1], absmax.outlier + (tensor ? 0 : i), tensor);
+}
+
+void row_absmax(const MatrixView& x, const float* fold, const int32_t* slot,
+                const AbsmaxBits& absmax, bool tensor, const Stream& stream) {
+  if (tensor) {
+    fill_zero(absmax.regular, 4, stream);
+    if (slot) fill_zero(absmax.outlier, 4, stream);
+  }
+  with_dtype(x.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch(stream, row_absmax_kernel<T>, dim3(static_cast<unsigned>(x.rows)), dim3(kRowThreads), 0,
+           view_as<T>(x), fold, slot, absmax, tensor);
+  });
+}
+
+// One block takes 128 rows by 64 columns, a thread 4 rows by 8 columns.
+constexpr int kTileRows = 128, kTileCols = 64, kTileThreads = 256;
+constexpr int kThreadRows = 4;
+constexpr int kThreadsAcross = kTileCols / kVector;
+constexpr int kWordsDown = kTileRows / kThreadRows;  // 4 rows of a column fill a 32-bit word
+static_assert(kThreadsAcross * kWordsDown == kTileThreads);
+
+struct TileJob {
+  const float* fold;
+  ScaleSource source;
+  const int32_t* slot;
+  int limit;  // largest |integer| of an outlier
+  const int64_t* seed;
+  uint32_t gemm_id;
+  Int8Targets to;
+  int64_t row_bytes, column_bytes;  // of a row of `row_major` and of `transposed`
+};
+
+template <bool Stochastic>
+__device__ inline int quantize_value(float value, float inv, uint32_t base, uint64_t index) {
+  const float scaled = __fmul_rn(value, inv);
+  if constexpr (Stochastic) return round_stochastic(scaled, base, index);
+  return round_nearest(scaled, static_cast<float>(kInt8Max));
+}
+
+/// Scales of the tile's rows or columns to shared memory; one block of each stores them.
+template <bool Columns>
+__device__ inline void load_scales(const TileJob& job, int64_t first, int64_t end, bool store,
+                                   Scale* scales) {
+  constexpr int kCount = Columns ? kTileCols : kTileRows;
+  const int t = static_cast<int>(threadIdx.x);
+  if (t < kCount) {
+    scales[t] = first + t < end ? job.source.of(first + t) : Scale{0.0f, 0.0f, 0};
+    if (store && first + t < end) job.to.scale[first + t] = scales[t].scale;
+  }
+  __syncthreads();
+}
+
+template <class T, bool Columns, bool Stochastic>
+__global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJob job) {
+  __shared__ uint32_t turned[kTileCols][kWordsDown + 1];  // [column][4 rows]; padded against banks
+  __shared__ Scale scales[Columns ? kTileCols : kTileRows];
+  const int across = static_cast<int>(threadIdx.x) % kThreadsAcross;
+  const int down = static_cast<int>(threadIdx.x) / kThreadsAcross;
+  const int64_t first_col = static_cast<int64_t>(blockIdx.x) * kTileCols;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * kTileRows;
+  const int64_t j = first_col + across * kVector, i = first_row + down * kThreadRows;
+  if constexpr (Columns)
+    load_scales<true>(job, first_col, x.cols, blockIdx.y == 0, scales);
+  else
+    load_scales<false>(job, first_row, x.rows, blockIdx.x == 0, scales);
+  const uint32_t base = Stochastic ? rounding_base(*job.seed, job.gemm_id) : 0;
+  bool apart[kVector];
+#pragma unroll
+  for (int c = 0; c < kVector; ++c) apart[c] = job.slot && j + c < x.cols && job.slot[j + c] >= 0;
+
+  uint32_t columns[kVector] = {};
+#pragma unroll
+  for (int r = 0; r < kThreadRows; ++r) {
+    float values[kVector];
+    x.load(i + r, j, values);
+    const float factor = job.fold && i + r < x.rows ? job.fold[i + r] : 1.0f;
+    uint32_t words[2] = {};
+#pragma unroll
+    for (int c = 0; c < kVector; ++c) {
+      const Scale& scale = scales[Columns ? across * kVector + c : down * kThreadRows + r];
+      const auto index = static_cast<uint64_t>(i + r) * static_cast<uint64_t>(x.cols) +
+                         static_cast<uint64_t>(j + c);
+      const float value = __fmul_rn(values[c], factor);
+      const int q = apart[c] ? low_limb(quantize_outlier(value, scale, job.limit))
+                             : quantize_value<Stochastic>(value, scale.inv, base, index);
+      const uint32_t byte = static_cast<uint32_t>(q) & 0xffu;
+      words[c / 4] |= byte << (8 * (c % 4));
+      columns[c] |= byte << (8 * r);
+    }
+    if (job.to.row_major && i + r < x.rows && j < job.row_bytes)
+      *reinterpret_cast<uint2*>(job.to.row_major + (i + r) * job.row_bytes + j) =
+          make_uint2(words[0], words[1]);
+  }
+  if (!job.to.transposed) return;
+#pragma unroll
+  for (int c = 0; c < kVector; ++c) turned[across * kVector + c][down] = columns[c];
+  __syncthreads();
+  const int word = static_cast<int>(threadIdx.x) % kWarp;  // a warp writes 128 bytes of a column
+  for (int c = static_cast<int>(threadIdx.x) / kWarp; c < kTileCols; c += kTileThreads / kWarp) {
+    const int64_t column = first_col + c, row = first_row + word * kThreadRows;
+    if (column < x.cols && row < job.column_bytes)
+      *reinterpret_cast<uint32_t*>(job.to.transposed + column * job.column_bytes + row) =
+          turned[c][word];
+  }
+}
+
+template <class T, bool Columns>
+void launch_tiles(const MatrixView& x, const TileJob& job, Rounding rounding, dim3 grid,
+                  const Stream& stream) {
+  const auto kernel = rounding == Rounding::kStochastic ? quantize_kernel<T, Columns, true>
+                                                        : quantize_kernel<T, Columns, false>;
+  launch(stream, kernel, grid, dim3(kTileThreads), 0, view_as<T>(x), job);
+}
+
+template <bool Columns>
+void quantize_tiles(const MatrixView& x, TileJob job, const Quantization& how,
+                    const Stream& stream) {
+  job.seed = how.seed;
+  job.gemm_id = how.gemm_id;
+  job.row_bytes = round_up(x.cols, kDepthAlign);
+  job.column_bytes = round_up(x.rows, kDepthAlign);
+  const dim3 grid(static_cast<unsigned>(ceil_div(job.row_bytes, kTileCols)),
+                  static_cast<unsigned>(ceil_div(job.column_bytes, kTileRows)));
+  with_dtype(x.dtype, [&](auto tag) {
+    launch_tiles<typename decltype(tag)::type, Columns>(x, job, how.rounding, grid, stream);
+  });
+}
+
+ScaleSource scale_source(const AbsmaxBits& absmax, const OutlierColumns& outliers,
+                         const Quantization& how) {
+  return {absmax.regular, outliers.slot ? absmax.outlier : nullptr,
+          how.granularity == Granularity::kTensor ? 0 : 1, how.scale, outliers.outlier_bits};
+}
+
+}  // namespace
+
+void quantize_rows(const MatrixView& x, const float* fold, const OutlierColumns& outliers,
+                   const Quantization& how, const AbsmaxBits& absmax, const Int8Targets& to,
+                   const Stream& stream) {
+  if (x.rows == 0 || x.cols == 0) {
+    if (x.rows > 0 && to.scale) fill_zero(to.scale, x.rows * 4, stream);
+    return;
+  }
+  row_absmax(x, fold, outliers.slot, absmax, how.granularity == Granularity::kTensor, stream);
+  TileJob job{};
+  job.fold = fold;
+  job.source = scale_source(absmax, outliers, how);
+  job.slot = outliers.slot;
+  job.limit = outlier_limit(outliers.outlier_bits);
+  job.to = to;
+  quantize_tiles<false>(x, job, how, stream);
+}
+
+void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* absmax,
+                      const Quantization& how, const Int8Targets& to, const Stream& stream) {
+  if (x.cols == 0) return;
+  if (x.rows == 0) return fill_zero(to.scale, x.cols * 4, stream);
+  TileJob job{};
+  job.fold = fold;
+  job.source = {absmax, nullptr, how.granularity == Granularity::kTensor ? 0 : 1, how.scale,
+                kMaxOutlierBits};
+  job.to = to;
+  quantize_tiles<true>(x, job, how, stream);
+}
+
+}  // namespace int8tile::cuda

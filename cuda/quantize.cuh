@@ -1,0 +1,55 @@
+// Stage 3 on the device: float matrices to int8 in the layouts that the GEMM reads.
+#pragma once
+
+#include "int8tile/cuda.hpp"
+
+namespace int8tile::cuda {
+
+/// The outlier columns of a matrix, as choose_columns found them.
+struct OutlierColumns {
+  const int32_t* slot = nullptr;   // [cols], place in `index` or -1; null: no split
+  const int32_t* index = nullptr;  // [capacity]
+  const int32_t* count = nullptr;  // how many were found
+  int64_t capacity = 0;
+  int outlier_bits = 12;
+};
+
+/// Absmax of the rows (or of the tensor) in bits: `regular` and `outlier`, each [rows].
+struct AbsmaxBits {
+  uint32_t* regular = nullptr;
+  uint32_t* outlier = nullptr;  // null: no split
+};
+
+/// Where integers go; null means not wanted. Rows have round_up(depth, 16) bytes and end in zeros.
+struct Int8Targets {
+  int8_t* row_major = nullptr;   // [rows, round_up(cols, 16)]
+  int8_t* transposed = nullptr;  // [cols, round_up(rows, 16)]
+  float* scale = nullptr;        // [rows], or [cols] where scales are per column
+};
+
+/// One scale per row of x, or one for the tensor. fold // [rows] multiplies x first; may be null.
+/// Low limbs stand at the outlier columns.
+void quantize_rows(const MatrixView& x, const float* fold, const OutlierColumns& outliers,
+                   const Quantization& how, const AbsmaxBits& absmax, const Int8Targets& to,
+                   const Stream& stream);
+
+/// One scale per column of x, or one for the tensor, from the column absmax (of x times fold).
+void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* absmax,
+                      const Quantization& how, const Int8Targets& to, const Stream& stream);
+
+/// High limbs of the outlier columns, after quantize_rows with the same absmax; zero beyond those
+/// found. row_major // [rows, round_up(capacity, 16)]; transposed // [capacity, round_up(rows,
+/// 16)].
+void quantize_high_limbs(const MatrixView& x, const OutlierColumns& outliers,
+                         const Quantization& how, const AbsmaxBits& absmax, int8_t* row_major,
+                         int8_t* transposed, const Stream& stream);
+
+/// panel[i, t] = weight[i, index[t]], zero beyond those found. weight // [rows, depth_stride].
+void gather_columns(const int8_t* weight, int64_t rows, int64_t depth_stride,
+                    const OutlierColumns& outliers, int8_t* panel, const Stream& stream);
+
+/// to[t] = from[index[t]] for the columns found; rows of `bytes`, a multiple of 16.
+void gather_rows(const int8_t* from, int64_t bytes, const OutlierColumns& outliers, int8_t* to,
+                 const Stream& stream);
+
+}  // namespace int8tile::cuda

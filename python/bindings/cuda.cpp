@@ -1,0 +1,163 @@
+// The CUDA backend in int8tile._core: functions cuda_* over device addresses, a stream and a
+// workspace, all of which Python allocates.
+#include "int8tile/cuda.hpp"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "arguments.hpp"
+
+namespace py = pybind11;
+
+namespace int8tile::bindings {
+namespace {
+
+// (device index, cudaStream_t, address of the workspace)
+using Call = std::tuple<int, Address, Address>;
+// Addresses of the values, high limbs, saved values, saved high limbs, scales, index and count,
+// and the outlier capacity.
+using Input = std::tuple<Address, Address, Address, Address, Address, Address, Address, int64_t>;
+using Options = std::tuple<std::string, std::string>;                        // granularity, scale
+using Rounded = std::tuple<std::string, std::string, std::string, Address>;  // and rounding, seed
+using Packed = std::tuple<Address, Address>;                                 // values, scale
+
+constexpr uint32_t kGradInputId = 1, kGradWeightId = 2;
+
+cuda::Stream stream(const Call& call) {
+  return {pointer<void>(std::get<1>(call)), std::get<0>(call)};
+}
+
+void* workspace(const Call& call) { return pointer<void>(std::get<2>(call)); }
+
+cuda::QuantizedInput input_of(const Input& input) {
+  const auto [values, high, saved_values, saved_high, scale, index, count, capacity] = input;
+  return {pointer<int8_t>(values),     pointer<int8_t>(high), pointer<int8_t>(saved_values),
+          pointer<int8_t>(saved_high), pointer<float>(scale), pointer<int32_t>(index),
+          pointer<int32_t>(count)};
+}
+
+cuda::Quantization how_of(const Options& options) {
+  const QuantizeSpec spec = spec_of(std::get<0>(options), std::get<1>(options));
+  return {spec.granularity, spec.scale, Rounding::kNearest, nullptr, 0};
+}
+
+cuda::Quantization how_of(const Rounded& options, uint32_t gemm_id) {
+  const auto& [granularity, scale, rounding, seed] = options;
+  const QuantizeSpec spec = spec_of(granularity, scale, rounding);
+  return {spec.granularity, spec.scale, spec.rounding, pointer<const int64_t>(seed), gemm_id};
+}
+
+cuda::Int8Matrix packed_of(const Packed& packed) {
+  return {pointer<const int8_t>(std::get<0>(packed)), pointer<const float>(std::get<1>(packed))};
+}
+
+void quantize_input(const Call& call, const Matrix& x, float threshold, int outlier_bits,
+                    const Options& options, const Input& to) {
+  const SplitSpec split{threshold, outlier_bits, std::get<7>(to)};
+  const cuda::Quantization how = how_of(options);
+  const py::gil_scoped_release release;
+  cuda::quantize_input(view(x), split, how, input_of(to), workspace(call), stream(call));
+}
+
+void quantize(const Call& call, const Matrix& x, Address fold, bool transposed,
+              const Rounded& options, uint32_t gemm_id, Address q, Address scale) {
+  const cuda::Quantization how = how_of(options, gemm_id);
+  const py::gil_scoped_release release;
+  cuda::quantize(view(x), pointer<const float>(fold), transposed, how, pointer<int8_t>(q),
+                 pointer<float>(scale), workspace(call), stream(call));
+}
+
+void multiply(const Call& call, int64_t m, const Input& input, const Matrix& weight,
+              const Packed& packed, const Options& options, Address bias, const Matrix& out) {
+  const cuda::MultiplyArgs args{m,
+                                input_of(input),
+                                std::get<7>(input),
+                                view(weight),
+                                packed_of(packed),
+                                how_of(options),
+                                pointer<const float>(bias),
+                                output(out)};
+  const py::gil_scoped_release release;
+  cuda::linear_multiply(args, workspace(call), stream(call));
+}
+
+void grad_input(const Call& call, const Matrix& grad_output, const Matrix& weight,
+                const Packed& packed, const Rounded& options, const Matrix& out) {
+  const cuda::GradInputArgs args{view(grad_output), view(weight), packed_of(packed),
+                                 how_of(options, kGradInputId), output(out)};
+  const py::gil_scoped_release release;
+  cuda::linear_grad_input(args, workspace(call), stream(call));
+}
+
+void grad_weight(const Call& call, const Matrix& grad_output, const Input& input,
+                 const Rounded& options, const Matrix& out, Address grad_bias) {
+  // With one scale for the tensor both gradients share one q(g), so one stream of bits.
+  const bool tensor = std::get<0>(options) == "tensor";
+  const cuda::GradWeightArgs args{view(grad_output),
+                                  input_of(input),
+                                  std::get<3>(out),
+                                  std::get<7>(input),
+                                  how_of(options, tensor ? kGradInputId : kGradWeightId),
+                                  output(out),
+                                  pointer<float>(grad_bias)};
+  const py::gil_scoped_release release;
+  cuda::linear_grad_weight(args, workspace(call), stream(call));
+}
+
+void gemm(const Call& call, Address a, int64_t m, int64_t k, Address b, int64_t n, Address a_high,
+          Address b_high, int64_t high_columns, Address high_count, Address out) {
+  const cuda::Int8Product product{m,
+                                  n,
+                                  k,
+                                  pointer<const int8_t>(a),
+                                  pointer<const int8_t>(b),
+                                  high_columns,
+                                  pointer<const int8_t>(a_high),
+                                  pointer<const int8_t>(b_high),
+                                  pointer<const int32_t>(high_count),
+                                  pointer<int32_t>(out)};
+  const py::gil_scoped_release release;
+  cuda::multiply_int8(product, stream(call));
+}
+
+std::tuple<std::string, int, int, int> device(int index) {
+  const cuda::DeviceFacts facts = cuda::device_facts(index);
+  return {facts.name, facts.major, facts.minor, facts.multiprocessors};
+}
+
+void bind_workspaces(py::module_& m) {
+  m.def("cuda_quantize_workspace", &cuda::quantize_workspace, py::arg("rows"), py::arg("cols"));
+  m.def("cuda_multiply_workspace", &cuda::multiply_workspace, py::arg("m"), py::arg("n"),
+        py::arg("k"), py::arg("capacity"), py::arg("packed"));
+  m.def("cuda_grad_input_workspace", &cuda::grad_input_workspace, py::arg("m"), py::arg("n"),
+        py::arg("k"), py::arg("packed"));
+  m.def("cuda_grad_weight_workspace", &cuda::grad_weight_workspace, py::arg("m"), py::arg("n"),
+        py::arg("k"), py::arg("capacity"));
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& m) {
+  m.attr("cuda_compiled") = true;
+  m.def("cuda_device_count", &cuda::device_count, "CUDA devices; 0 without a driver.");
+  m.def("cuda_unavailable", &cuda::unavailable, "Why there is no device; empty where there is.");
+  m.def("cuda_device", &device, py::arg("index"),
+        "Name, compute capability (major, minor) and number of multiprocessors.");
+  bind_workspaces(m);
+  m.def("cuda_quantize_input", &quantize_input, py::arg("call"), py::arg("input"),
+        py::arg("threshold"), py::arg("outlier_bits"), py::arg("options"), py::arg("to"));
+  m.def("cuda_quantize", &quantize, py::arg("call"), py::arg("input"), py::arg("fold"),
+        py::arg("transposed"), py::arg("options"), py::arg("gemm_id"), py::arg("q"),
+        py::arg("scale"));
+  m.def("cuda_linear_multiply", &multiply, py::arg("call"), py::arg("m"), py::arg("input"),
+        py::arg("weight"), py::arg("packed"), py::arg("options"), py::arg("bias"), py::arg("out"));
+  m.def("cuda_linear_grad_input", &grad_input, py::arg("call"), py::arg("grad_output"),
+        py::arg("weight"), py::arg("packed"), py::arg("options"), py::arg("out"));
+  m.def("cuda_linear_grad_weight", &grad_weight, py::arg("call"), py::arg("grad_output"),
+        py::arg("input"), py::arg("options"), py::arg("out"), py::arg("grad_bias"));
+  m.def("cuda_gemm", &gemm, py::arg("call"), py::arg("a"), py::arg("m"), py::arg("k"), py::arg("b"),
+        py::arg("n"), py::arg("a_high"), py::arg("b_high"), py::arg("high_columns"),
+        py::arg("high_count"), py::arg("out"));
+}
+
+}  // namespace int8tile::bindings

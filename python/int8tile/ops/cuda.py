@@ -1,0 +1,476 @@
+"""CUDA kernels of the ops: checks and results from the schema, work by the C++ core.
+
+Nothing here waits for the device, and all memory comes from torch's caching allocator. A build
+without the CUDA backend refuses tensors on CUDA with one clear error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+
+from int8tile import _core
+from int8tile.ops import schema
+from int8tile.ops.views import contiguous, matrix, pointer
+
+_BLOCK_ALIGN = 64
+# (device index, stream, address of the workspace), and the workspace, to keep it alive
+_Call = tuple[tuple[int, int, int], torch.Tensor]
+
+
+def _current_stream(tensor: torch.Tensor) -> tuple[int, int]:
+    index = tensor.device.index or 0
+    return index, torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+def _workspace(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    return tensor.new_empty((size,), dtype=torch.uint8)
+
+
+def _call(tensor: torch.Tensor, size: int) -> _Call:
+    # The allocator hands memory out in the order of the stream, so it may be freed on return.
+    workspace = _workspace(tensor, size)
+    return (*_current_stream(tensor), workspace.data_ptr()), workspace
+
+
+def _input(
+    block: torch.Tensor | None,
+    saved_input: torch.Tensor | None,
+    saved_limbs: torch.Tensor | None,
+    input_scale: torch.Tensor,
+    outlier_index: torch.Tensor,
+    outlier_count: torch.Tensor,
+    in_features: int,
+) -> tuple[int, int, int, int, int, int, int, int]:
+    values = pointer(block)
+    regular = input_scale.shape[0] * schema.round_up(in_features, schema.DEPTH_ALIGN)
+    return (
+        values,
+        values + schema.round_up(regular, _BLOCK_ALIGN) if values else 0,
+        pointer(saved_input),
+        pointer(saved_limbs),
+        input_scale.data_ptr(),
+        outlier_index.data_ptr(),
+        outlier_count.data_ptr(),
+        outlier_index.shape[0],
+    )
+
+
+def _multiply(
+    block: torch.Tensor,
+    input_scale: torch.Tensor,
+    outlier_index: torch.Tensor,
+    outlier_count: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    options: tuple[str, str],
+    packed_weight: torch.Tensor | None,
+    weight_scale: torch.Tensor | None,
+    output: torch.Tensor,
+) -> None:
+    (n, k), m, capacity = weight.shape, input_scale.shape[0], outlier_index.shape[0]
+    packed = packed_weight is not None
+    call, _kept = _call(weight, _core.cuda_multiply_workspace(m, n, k, capacity, packed))
+    bias = None if bias is None else bias.float().contiguous()
+    _core.cuda_linear_multiply(
+        call,
+        m,
+        _input(block, None, None, input_scale, outlier_index, outlier_count, k),
+        matrix(weight),
+        (pointer(packed_weight), pointer(weight_scale)),
+        options,
+        pointer(bias),
+        matrix(output),
+    )
+
+
+def quantize_input(
+    input: torch.Tensor,
+    threshold: float | None = 5.0,
+    outlier_bits: int = 12,
+    outlier_capacity: int | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    save: bool = True,
+) -> tuple[torch.Tensor, ...]:
+    """Quantise activations once for several weights; see the schema for the results."""
+    results = schema.quantize_input(
+        input, threshold, outlier_bits, outlier_capacity, granularity, scale, save
+    )
+    block, *rest = results
+    _quantize_into(input, threshold, outlier_bits, (granularity, scale), save, block, rest)
+    return results
+
+
+def _quantize_into(
+    input: torch.Tensor,
+    threshold: float | None,
+    outlier_bits: int,
+    options: tuple[str, str],
+    save: bool,
+    block: torch.Tensor,
+    rest: list[torch.Tensor],
+) -> None:
+    saved_input, saved_limbs, input_scale, outlier_index, outlier_count = rest
+    call, _kept = _call(input, _core.cuda_quantize_workspace(*input.shape))
+    _core.cuda_quantize_input(
+        call,
+        matrix(input),
+        threshold or 0.0,
+        outlier_bits,
+        options,
+        _input(
+            block,
+            saved_input if save else None,
+            saved_limbs if save and saved_limbs.numel() else None,
+            input_scale,
+            outlier_index,
+            outlier_count,
+            input.shape[1],
+        ),
+    )
+
+
+def linear_forward(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    threshold: float | None = 5.0,
+    outlier_bits: int = 12,
+    outlier_capacity: int | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    save: bool = True,
+    out_dtype: torch.dtype | None = None,
+    packed_weight: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """Run y = x @ w.T + bias; see the schema for the results."""
+    results = schema.linear_forward(
+        input,
+        weight,
+        bias,
+        threshold,
+        outlier_bits,
+        outlier_capacity,
+        granularity,
+        scale,
+        save,
+        out_dtype,
+        packed_weight,
+        weight_scale,
+    )
+    output, *rest = results
+    _, _, input_scale, outlier_index, outlier_count = rest
+    (m, k), options = input.shape, (granularity, scale)
+    block = _workspace(input, schema.block_bytes(m, k, outlier_index.shape[0], input.device))
+    _quantize_into(input, threshold, outlier_bits, options, save, block, rest)
+    _multiply(
+        block,
+        input_scale,
+        outlier_index,
+        outlier_count,
+        weight,
+        bias,
+        options,
+        packed_weight,
+        weight_scale,
+        output,
+    )
+    return results
+
+
+def linear_multiply(
+    block: torch.Tensor,
+    input_scale: torch.Tensor,
+    outlier_index: torch.Tensor,
+    outlier_count: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    out_dtype: torch.dtype | None = None,
+    packed_weight: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiply quantised activations with one weight."""
+    output = schema.linear_multiply(
+        block,
+        input_scale,
+        outlier_index,
+        outlier_count,
+        weight,
+        bias,
+        granularity,
+        scale,
+        out_dtype,
+        packed_weight,
+        weight_scale,
+    )
+    _multiply(
+        block,
+        input_scale,
+        outlier_index,
+        outlier_count,
+        weight,
+        bias,
+        (granularity, scale),
+        packed_weight,
+        weight_scale,
+        output,
+    )
+    return output
+
+
+def linear_grad_input(
+    grad_output: torch.Tensor,
+    weight: torch.Tensor,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+    seed: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    packed_weight: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Run grad_x = g @ w."""
+    output = schema.linear_grad_input(
+        grad_output,
+        weight,
+        granularity,
+        scale,
+        rounding,
+        seed,
+        out_dtype,
+        packed_weight,
+        weight_scale,
+    )
+    (m, n), k, packed = grad_output.shape, weight.shape[1], packed_weight is not None
+    call, _kept = _call(grad_output, _core.cuda_grad_input_workspace(m, n, k, packed))
+    _core.cuda_linear_grad_input(
+        call,
+        matrix(grad_output),
+        matrix(weight),
+        (pointer(packed_weight), pointer(weight_scale)),
+        (granularity, scale, rounding, pointer(seed)),
+        matrix(output),
+    )
+    return output
+
+
+def linear_grad_weight(
+    grad_output: torch.Tensor,
+    saved_input: torch.Tensor,
+    saved_limbs: torch.Tensor,
+    input_scale: torch.Tensor,
+    outlier_index: torch.Tensor,
+    outlier_count: torch.Tensor,
+    in_features: int,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+    seed: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    with_bias: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run grad_w = g.T @ x and, with_bias, the sum of g over tokens."""
+    grad_weight, grad_bias = schema.linear_grad_weight(
+        grad_output,
+        saved_input,
+        saved_limbs,
+        input_scale,
+        outlier_index,
+        outlier_count,
+        in_features,
+        granularity,
+        scale,
+        rounding,
+        seed,
+        out_dtype,
+        with_bias,
+    )
+    (m, n), capacity = grad_output.shape, outlier_index.shape[0]
+    size = _core.cuda_grad_weight_workspace(m, n, in_features, capacity)
+    call, _kept = _call(grad_output, size)
+    _core.cuda_linear_grad_weight(
+        call,
+        matrix(grad_output),
+        _input(
+            None, saved_input, saved_limbs, input_scale, outlier_index, outlier_count, in_features
+        ),
+        (granularity, scale, rounding, pointer(seed)),
+        matrix(grad_weight),
+        pointer(grad_bias) if with_bias else 0,
+    )
+    return grad_weight, grad_bias
+
+
+def linear_backward(
+    grad_output: torch.Tensor,
+    weight: torch.Tensor,
+    saved_input: torch.Tensor,
+    saved_limbs: torch.Tensor,
+    input_scale: torch.Tensor,
+    outlier_index: torch.Tensor,
+    outlier_count: torch.Tensor,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+    seed: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    with_bias: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Run linear_grad_input and linear_grad_weight."""
+    saved = (saved_input, saved_limbs, input_scale, outlier_index, outlier_count)
+    how = (granularity, scale, rounding, seed)
+    schema.linear_backward(grad_output, weight, *saved, *how, out_dtype, with_bias)
+    grad_input = linear_grad_input(grad_output, weight, *how, out_dtype)
+    grad_weight, grad_bias = linear_grad_weight(
+        grad_output, *saved, weight.shape[1], *how, weight.dtype, with_bias
+    )
+    return grad_input, grad_weight, grad_bias
+
+
+def _quantize_rows(
+    input: torch.Tensor,
+    fold: torch.Tensor | None,
+    transpose: bool,
+    options: tuple[str, str, str],
+    seed: torch.Tensor | None,
+    q: torch.Tensor,
+    scales: torch.Tensor,
+) -> None:
+    call, _kept = _call(input, _core.cuda_quantize_workspace(*input.shape))
+    address = pointer(seed)
+    how = (*options, address)
+    _core.cuda_quantize(
+        call, matrix(input), pointer(fold), transpose, how, 0, q.data_ptr(), scales.data_ptr()
+    )
+
+
+def pack_weight(
+    weight: torch.Tensor, granularity: str = "row", scale: str = "absmax", transpose: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise a weight for linear_forward (or, transposed, grad_input)."""
+    packed, scales = schema.pack_weight(weight, granularity, scale, transpose)
+    how = (granularity, scale, "nearest")
+    _quantize_rows(weight, None, transpose, how, None, packed, scales)
+    return packed, scales
+
+
+def _padded(input: torch.Tensor, rows: int, depth: int) -> torch.Tensor:
+    shape = (rows, schema.round_up(depth, schema.DEPTH_ALIGN))
+    return input.new_empty(shape, dtype=torch.int8)
+
+
+def quantize(
+    input: torch.Tensor,
+    fold: torch.Tensor | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+    seed: torch.Tensor | None = None,
+    transpose: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise a matrix per row, or per column and transposed."""
+    q, scales = schema.quantize(input, fold, granularity, scale, rounding, seed, transpose)
+    padded, how = _padded(input, *q.shape), (granularity, scale, rounding)
+    _quantize_rows(input, contiguous(fold), transpose, how, seed, padded, scales)
+    return q.copy_(padded[:, : q.shape[1]]), scales
+
+
+def quantize_split(
+    input: torch.Tensor,
+    threshold: float | None = 5.0,
+    outlier_bits: int = 12,
+    outlier_capacity: int | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+) -> tuple[torch.Tensor, ...]:
+    """Quantise activations with their outlier columns in two limbs."""
+    results = schema.quantize_split(
+        input, threshold, outlier_bits, outlier_capacity, granularity, scale
+    )
+    q, high, low, scales, outlier_index, outlier_count = results
+    (m, k), capacity = input.shape, outlier_index.shape[0]
+    block = _workspace(input, schema.block_bytes(m, k, capacity, input.device))
+    empty = block[:0]
+    rest = [empty, empty, scales, outlier_index, outlier_count]
+    _quantize_into(input, threshold, outlier_bits, (granularity, scale), False, block, rest)
+    width, limbs = (schema.round_up(size, schema.DEPTH_ALIGN) for size in (k, capacity))
+    start = schema.round_up(m * width, _BLOCK_ALIGN)
+    q.copy_(block[: m * width].view(torch.int8).view(m, width)[:, :k])
+    high.copy_(block[start : start + m * limbs].view(torch.int8).view(m, limbs)[:, :capacity])
+    # The block has the low limbs in place; unused slots of the index are -1.
+    if capacity:
+        columns, used = outlier_index.clamp(min=0).long(), outlier_index >= 0
+        low.copy_(q[:, columns] * used)
+        slots = torch.where(used, columns, k)
+        q.copy_(torch.nn.functional.pad(q, (0, 1)).index_fill(1, slots, 0)[:, :k])
+    return results
+
+
+def gemm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    a_high: torch.Tensor | None = None,
+    b_high: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Multiply int8 matrices exactly: ((a_high @ b_high.T) << 7) + a @ b.T."""
+    output = schema.gemm(a, b, a_high, b_high)
+    (m, _), n = a.shape, b.shape[0]
+    columns = 0 if a_high is None else a_high.shape[1]
+    a, b = _whole_depths(a), _whole_depths(b)
+    call, _kept = _call(a, 0)
+    high = (None, None) if a_high is None or b_high is None else (a_high, b_high)
+    padded = [None if each is None else _whole_depths(each) for each in high]
+    count = a.new_full((1,), columns, dtype=torch.int32)
+    _core.cuda_gemm(
+        call,
+        a.data_ptr(),
+        m,
+        a.shape[1],
+        b.data_ptr(),
+        n,
+        pointer(padded[0]),
+        pointer(padded[1]),
+        0 if padded[0] is None else padded[0].shape[1],
+        count.data_ptr(),
+        output.data_ptr(),
+    )
+    return output
+
+
+def _whole_depths(q: torch.Tensor) -> torch.Tensor:
+    # At least one step, so that an empty depth is a product of zeros.
+    depth = schema.round_up(max(q.shape[1], 1), schema.DEPTH_ALIGN)
+    return torch.nn.functional.pad(q, (0, depth - q.shape[1])).contiguous()
+
+
+KERNELS: dict[str, Callable[..., object]] = {
+    "linear_forward": linear_forward,
+    "quantize_input": quantize_input,
+    "linear_multiply": linear_multiply,
+    "linear_grad_input": linear_grad_input,
+    "linear_grad_weight": linear_grad_weight,
+    "linear_backward": linear_backward,
+    "pack_weight": pack_weight,
+    "quantize": quantize,
+    "quantize_split": quantize_split,
+    "gemm": gemm,
+}
+
+
+def _refuse(name: str) -> Callable[..., NoReturn]:
+    def kernel(*_args: object, **_options: object) -> NoReturn:
+        raise NotImplementedError(
+            f"int8tile::{name}: this build runs on {schema.DEVICES_TEXT}; got a tensor on cuda"
+        )
+
+    return kernel
+
+
+for _name, _kernel in KERNELS.items():
+    schema.LIBRARY.impl(_name, _kernel if _core.cuda_compiled else _refuse(_name), "CUDA")
