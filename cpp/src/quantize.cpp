@@ -128,10 +128,15 @@ struct RowPass {
   // gathered // [count] takes the row's outliers
   void one_row(int64_t i, const float* row, int8_t* q, int8_t* high, int8_t* low,
                float* gathered) const {
-    const RowMaxima maxima = row_maxima(kernel, row, x.cols, outliers, gathered);
-    const Scale s = tensor ? *tensor : scale_of(maxima, spec, outliers);
-    scale[i] = s.scale;
     const int64_t count = outlier_count();
+    Scale s;
+    if (!tensor) {
+      s = scale_of(row_maxima(kernel, row, x.cols, outliers, gathered), spec, outliers);
+    } else {
+      s = *tensor;
+      if (count > 0) kernel.gather(row, outliers->index, count, gathered);
+    }
+    scale[i] = s.scale;
     std::memset(q + x.cols, 0, static_cast<std::size_t>(scratch.stride - x.cols));
     if (s.inv == 0.0f) {
       std::memset(q, 0, static_cast<std::size_t>(x.cols));
@@ -250,7 +255,7 @@ void quantize_rows(const MatrixView& x, const float* fold, const QuantizeSpec& s
                      scratch.at,
                      targets.slices ? *targets.slices : std::vector<Slice>{{0, x.cols}},
                      column_pass ? &*column_pass : nullptr};
-  const bool backwards = outliers != nullptr;  // the pass that found them went forwards
+  const bool backwards = outliers || pass.tensor;  // after a pass that went forwards
   parallel_pass(cpu.threads, strips, backwards, [&](int64_t s, int thread) {
     const int64_t first = s * strip_rows;
     pass.strip(first, std::min(strip_rows, x.rows - first), thread);
