@@ -90,7 +90,9 @@ def int8tile_config(problem: Problem, split: bool) -> Int8TileConfig:
 
 def _int8tile(problem: Problem, split: bool) -> Peer:
     layer = Int8Linear.from_linear(_copy(problem), int8tile_config(problem, split))
-    return _of_module(layer, problem, "int8tile::linear_forward", split=split)
+    saves = problem.backward and not problem.frozen
+    op = f"int8tile::linear_forward{'' if saves else '_only'}"
+    return _of_module(layer, problem, op, split=split)
 
 
 def _int_mm(problem: Problem, functions: Functions) -> Peer:

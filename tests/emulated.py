@@ -6,6 +6,7 @@ Everything but the GEMM kernel is the backend's own code: kernels, host code, bi
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import shutil
 import subprocess
@@ -71,7 +72,14 @@ class Emulated:
     """The CUDA kernels of the ops on CPU tensors."""
 
     def __getattr__(self, name):
-        return cuda.KERNELS[name]
+        check, run = schema.CHECKS[name], schema.checked(getattr(cuda, name))
+
+        def call(*arguments, **options):
+            bound = inspect.signature(check).bind(*arguments, **options)
+            bound.apply_defaults()
+            return run(*bound.args)
+
+        return call
 
 
 class OnGpu:

@@ -243,7 +243,7 @@ def test_a_step_is_captured_in_a_graph(gpu):
 def test_a_build_without_cuda_refuses_with_one_clear_error():
     kernel = cuda._refuse("gemm")
     with pytest.raises(NotImplementedError, match=r"^int8tile::gemm: this build runs on cpu; got"):
-        kernel(torch.ones(1), b=None)
+        kernel(torch.ones(1), None)
 
 
 @pytest.mark.skipif(not _core.cuda_compiled, reason="this build has no CUDA backend")

@@ -25,7 +25,7 @@ ops = torch.ops.int8tile
 CALLS = {
     "linear_forward": lambda: forward(bias=z(3)),
     "linear_forward_without_split": lambda: forward(threshold=None, out_dtype=torch.float16),
-    "linear_forward_without_save": lambda: forward(save=False),
+    "linear_forward_only": lambda: ops.linear_forward_only(z(2, 4), z(3, 4), z(3)),
     "linear_forward_capacity": lambda: forward(z(70, 200), z(3, 200), outlier_capacity=100),
     "linear_forward_empty": lambda: forward(z(0, 4)),
     "linear_grad_input": lambda: grad_input(out_dtype=torch.bfloat16),

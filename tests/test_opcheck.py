@@ -52,7 +52,7 @@ def test_linear_forward(x):
 @EACH_OPTION
 def test_linear_forward_options(options):
     check("linear_forward", activations(9, 40), randn(7, 40, seed=1), None, **options)
-    check("linear_forward", activations(9, 40), randn(40, 7).t(), save=False, **options)
+    check("linear_forward_only", activations(9, 40), randn(40, 7).t(), **options)
 
 
 def test_linear_forward_with_a_packed_weight():

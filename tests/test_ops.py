@@ -226,8 +226,16 @@ def test_a_frozen_weight_saves_nothing_of_the_input(rounding):
     assert size_in_bytes(saved.besides(w)) == (8 if rounding == "stochastic" else 0)
 
 
+@pytest.mark.parametrize("options", [{}, {"threshold": None}, {"outlier_capacity": 3}], ids=str)
+def test_forward_only_gives_the_same_output(options):
+    x, w, bias = activations(9, 64), randn(8, 64), randn(8)
+    same(
+        ops.linear_forward_only(x, w, bias, **options), ops.linear_forward(x, w, bias, **options)[0]
+    )
+
+
 def test_without_save_nothing_is_laid_out_for_backward():
-    _, saved, limbs, *_ = ops.linear_forward(activations(9, 64), randn(8, 64), save=False)
+    _, saved, limbs, *_ = ops.quantize_input(activations(9, 64), save=False)
     assert (saved.numel(), limbs.numel()) == (0, 0)
 
 

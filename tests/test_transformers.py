@@ -98,7 +98,7 @@ def test_generate_packs_each_frozen_weight_once():
     with RecordOps() as record:
         model.generate(PROMPT, max_new_tokens=5, min_new_tokens=5, do_sample=False)
     assert record.names.count("pack_weight") == len(converted)
-    assert record.names.count("linear_forward") == 5 * len(converted)
+    assert record.names.count("linear_forward_only") == 5 * len(converted)
 
 
 def batch():

@@ -162,15 +162,31 @@ void linear_multiply(const MultiplyArgs& args, const CpuFacts& cpu) {
   gemm(plan, operands, {args.input.scale, weight.scale, bias, args.out});
 }
 
+namespace {
+
+// What linear_forward needs of the quantised input and the caller does not want.
+struct InputScratch {
+  InputScratch(Arena& arena, const ForwardArgs& args, const CpuFacts& cpu)
+      : block(arena.take<char>(quantized_input_bytes(args.input.rows, args.input.cols,
+                                                     args.split.capacity, cpu))),
+        scale(args.input_scale ? nullptr : arena.take<float>(args.input.rows)),
+        index(args.index ? nullptr : arena.take<int32_t>(args.split.capacity)) {}
+  char* block;
+  float* scale;
+  int32_t* index;
+};
+
+}  // namespace
+
 OutlierCounts linear_forward(const ForwardArgs& args, const CpuFacts& cpu) {
-  const int64_t m = args.input.rows;
-  const int64_t bytes = quantized_input_bytes(m, args.input.cols, args.split.capacity, cpu);
-  Arena memory(bytes);
-  const QuantizedInput input{memory.take<char>(bytes), args.input_scale, args.index};
+  const Workspace<InputScratch> scratch(args, cpu);
+  const InputScratch& at = scratch.at;
+  const QuantizedInput input{at.block, args.input_scale ? args.input_scale : at.scale,
+                             args.index ? args.index : at.index};
   const OutlierCounts counts =
       quantize_input({args.input, args.split, args.spec, args.saved, input}, cpu);
-  linear_multiply({m, input, args.split.capacity, counts.found, args.weight, args.packed, args.spec,
-                   args.bias, args.out},
+  linear_multiply({args.input.rows, input, args.split.capacity, counts.found, args.weight,
+                   args.packed, args.spec, args.bias, args.out},
                   cpu);
   return counts;
 }

@@ -63,7 +63,8 @@ void forward(const Matrix& input, const Matrix& weight, const Matrix& bias, Addr
   args.out = output(out);
   const CpuFacts cpu = cpu_facts(threads, isa);
   const py::gil_scoped_release release;
-  store(linear_forward(args, cpu), count);
+  const OutlierCounts counts = linear_forward(args, cpu);
+  if (count) store(counts, count);
 }
 
 void quantize_input_into(const Matrix& input, float threshold, int outlier_bits, int64_t capacity,

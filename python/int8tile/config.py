@@ -133,7 +133,7 @@ class Int8TileConfig:
     @property
     def any_int8(self) -> bool:
         """Whether any of the three GEMMs runs in int8."""
-        return any(self.switches)
+        return self.forward or self.grad_input or self.grad_weight
 
     @property
     def split(self) -> Split:

@@ -74,8 +74,8 @@ struct ForwardArgs {
   SplitSpec split;
   QuantizeSpec spec;             // of x and w
   SavedInput saved;              // null members: nothing is kept for backward
-  float* input_scale = nullptr;  // [m]
-  int32_t* index = nullptr;      // [capacity]
+  float* input_scale = nullptr;  // [m]; null: not wanted
+  int32_t* index = nullptr;      // [capacity]; null: not wanted
   OutputView out;                // y [m, n]
 };
 

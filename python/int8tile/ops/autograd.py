@@ -41,6 +41,11 @@ def _matrix(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dim() == 2 else tensor.reshape(rows, tensor.shape[-1])
 
 
+def _unflatten(matrix: torch.Tensor, lead: torch.Size) -> torch.Tensor:
+    """`matrix` with leading dimensions in place of its rows."""
+    return matrix if len(lead) == 1 else matrix.view(*lead, matrix.shape[1])
+
+
 def _once_differentiable(
     backward: Callable[..., tuple[torch.Tensor | None, ...]],
 ) -> Callable[..., tuple[torch.Tensor | None, ...]]:
@@ -91,9 +96,13 @@ class LinearFunction(torch.autograd.Function):
             if quantized is not None:
                 output = _multiply(quantized, weight, bias, scales, out_dtype, packed)
                 saved = list(quantized[1:])
-            else:
+            elif save:
                 output, *saved = torch.ops.int8tile.linear_forward(
-                    x, weight, bias, *split, granularity, scale, save, out_dtype, *(packed or ())
+                    x, weight, bias, *split, granularity, scale, out_dtype, *(packed or ())
+                )
+            else:
+                output = torch.ops.int8tile.linear_forward_only(
+                    x, weight, bias, *split, granularity, scale, out_dtype, *(packed or ())
                 )
         else:
             cast = None if bias is None else bias.to(out_dtype)
@@ -101,7 +110,7 @@ class LinearFunction(torch.autograd.Function):
             saved = []
             if save:  # no output features: x is quantised for backward, and nothing multiplied
                 _, *saved = torch.ops.int8tile.linear_forward(
-                    x, weight[:0], None, *split, granularity, scale, True, out_dtype
+                    x, weight[:0], None, *split, granularity, scale, out_dtype
                 )
         ctx.scales, ctx.switches, ctx.cache = scales, switches, cache
         ctx.address = weight.data_ptr() if cache else 0
@@ -112,8 +121,7 @@ class LinearFunction(torch.autograd.Function):
         ctx.save_for_backward(
             weight if needs_input else None, float_input, seed, *(saved if save else ())
         )
-        result: torch.Tensor = output.view(*ctx.lead, weight.shape[0])
-        return result
+        return _unflatten(output, ctx.lead)
 
     @staticmethod
     @_once_differentiable
@@ -139,7 +147,7 @@ class LinearFunction(torch.autograd.Function):
             if needs_bias and sums is None:
                 sums = g.sum(0, dtype=torch.float32)
         if grad_input is not None:
-            grad_input = grad_input.view(*ctx.lead, ctx.in_features)
+            grad_input = _unflatten(grad_input, ctx.lead)
         grad_bias = sums.to(ctx.dtypes[2]) if needs_bias and sums is not None else None
         return grad_input, grad_weight, grad_bias, *(None,) * 7
 
@@ -240,11 +248,10 @@ def linear(
     if quantized is not None:
         output = _multiply(quantized, weight, bias, scales, dtype, packed)
     else:
-        output = torch.ops.int8tile.linear_forward(
-            _matrix(input), weight, bias, *split, *scales[:2], False, dtype, *(packed or ())
-        )[0]
-    result: torch.Tensor = output.view(*input.shape[:-1], weight.shape[0])
-    return result
+        output = torch.ops.int8tile.linear_forward_only(
+            _matrix(input), weight, bias, *split, *scales[:2], dtype, *(packed or ())
+        )
+    return _unflatten(output, input.shape[:-1])
 
 
 def _linear(

@@ -1,4 +1,4 @@
-"""CUDA kernels of the ops: checks and results from the schema, work by the C++ core.
+"""CUDA kernels of the ops: they fill the checked results through the C++ core.
 
 Nothing here waits for the device, and all memory comes from torch's caching allocator. A build
 without the CUDA backend refuses tensors on CUDA with one clear error.
@@ -14,6 +14,8 @@ import torch
 from int8tile import _core
 from int8tile.ops import schema
 from int8tile.ops.views import contiguous, matrix, pointer
+
+Tensors = tuple[torch.Tensor, ...]
 
 _BLOCK_ALIGN = 64
 # (device index, stream, address of the workspace), and the workspace, to keep it alive
@@ -87,21 +89,18 @@ def _multiply(
 
 
 def quantize_input(
+    results: Tensors,
     input: torch.Tensor,
-    threshold: float | None = 5.0,
-    outlier_bits: int = 12,
-    outlier_capacity: int | None = None,
-    granularity: str = "row",
-    scale: str = "absmax",
-    save: bool = True,
-) -> tuple[torch.Tensor, ...]:
-    """Quantise activations once for several weights; see the schema for the results."""
-    results = schema.quantize_input(
-        input, threshold, outlier_bits, outlier_capacity, granularity, scale, save
-    )
+    threshold: float | None,
+    outlier_bits: int,
+    _outlier_capacity: int | None,
+    granularity: str,
+    scale: str,
+    save: bool,
+) -> None:
+    """Quantise activations once for several weights."""
     block, *rest = results
     _quantize_into(input, threshold, outlier_bits, (granularity, scale), save, block, rest)
-    return results
 
 
 def _quantize_into(
@@ -134,39 +133,25 @@ def _quantize_into(
 
 
 def linear_forward(
+    results: Tensors,
     input: torch.Tensor,
     weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    threshold: float | None = 5.0,
-    outlier_bits: int = 12,
-    outlier_capacity: int | None = None,
-    granularity: str = "row",
-    scale: str = "absmax",
-    save: bool = True,
-    out_dtype: torch.dtype | None = None,
-    packed_weight: torch.Tensor | None = None,
-    weight_scale: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, ...]:
-    """Run y = x @ w.T + bias; see the schema for the results."""
-    results = schema.linear_forward(
-        input,
-        weight,
-        bias,
-        threshold,
-        outlier_bits,
-        outlier_capacity,
-        granularity,
-        scale,
-        save,
-        out_dtype,
-        packed_weight,
-        weight_scale,
-    )
+    bias: torch.Tensor | None,
+    threshold: float | None,
+    outlier_bits: int,
+    _outlier_capacity: int | None,
+    granularity: str,
+    scale: str,
+    _out_dtype: torch.dtype | None,
+    packed_weight: torch.Tensor | None,
+    weight_scale: torch.Tensor | None,
+) -> None:
+    """Run y = x @ w.T + bias and keep x, quantised, for grad_weight."""
     output, *rest = results
     _, _, input_scale, outlier_index, outlier_count = rest
     (m, k), options = input.shape, (granularity, scale)
     block = _workspace(input, schema.block_bytes(m, k, outlier_index.shape[0], input.device))
-    _quantize_into(input, threshold, outlier_bits, options, save, block, rest)
+    _quantize_into(input, threshold, outlier_bits, options, True, block, rest)
     _multiply(
         block,
         input_scale,
@@ -179,36 +164,58 @@ def linear_forward(
         weight_scale,
         output,
     )
-    return results
 
 
-def linear_multiply(
-    block: torch.Tensor,
-    input_scale: torch.Tensor,
-    outlier_index: torch.Tensor,
-    outlier_count: torch.Tensor,
+def linear_forward_only(
+    output: torch.Tensor,
+    input: torch.Tensor,
     weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    granularity: str = "row",
-    scale: str = "absmax",
-    out_dtype: torch.dtype | None = None,
-    packed_weight: torch.Tensor | None = None,
-    weight_scale: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Multiply quantised activations with one weight."""
-    output = schema.linear_multiply(
+    bias: torch.Tensor | None,
+    threshold: float | None,
+    outlier_bits: int,
+    outlier_capacity: int | None,
+    granularity: str,
+    scale: str,
+    _out_dtype: torch.dtype | None,
+    packed_weight: torch.Tensor | None,
+    weight_scale: torch.Tensor | None,
+) -> None:
+    """Run y = x @ w.T + bias and keep nothing."""
+    split = (threshold, outlier_bits, outlier_capacity)
+    options = (granularity, scale)
+    quantized = schema.quantize_input(input, *split, *options, save=False)
+    block, *rest = quantized
+    _, _, input_scale, outlier_index, outlier_count = rest
+    _quantize_into(input, threshold, outlier_bits, options, False, block, rest)
+    _multiply(
         block,
         input_scale,
         outlier_index,
         outlier_count,
         weight,
         bias,
-        granularity,
-        scale,
-        out_dtype,
+        options,
         packed_weight,
         weight_scale,
+        output,
     )
+
+
+def linear_multiply(
+    output: torch.Tensor,
+    block: torch.Tensor,
+    input_scale: torch.Tensor,
+    outlier_index: torch.Tensor,
+    outlier_count: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    granularity: str,
+    scale: str,
+    _out_dtype: torch.dtype | None,
+    packed_weight: torch.Tensor | None,
+    weight_scale: torch.Tensor | None,
+) -> None:
+    """Multiply quantised activations with one weight."""
     _multiply(
         block,
         input_scale,
@@ -221,32 +228,21 @@ def linear_multiply(
         weight_scale,
         output,
     )
-    return output
 
 
 def linear_grad_input(
+    grad_input: torch.Tensor,
     grad_output: torch.Tensor,
     weight: torch.Tensor,
-    granularity: str = "row",
-    scale: str = "absmax",
-    rounding: str = "nearest",
-    seed: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
+    granularity: str,
+    scale: str,
+    rounding: str,
+    seed: torch.Tensor | None,
+    _out_dtype: torch.dtype | None = None,
     packed_weight: torch.Tensor | None = None,
     weight_scale: torch.Tensor | None = None,
-) -> torch.Tensor:
+) -> None:
     """Run grad_x = g @ w."""
-    output = schema.linear_grad_input(
-        grad_output,
-        weight,
-        granularity,
-        scale,
-        rounding,
-        seed,
-        out_dtype,
-        packed_weight,
-        weight_scale,
-    )
     (m, n), k, packed = grad_output.shape, weight.shape[1], packed_weight is not None
     call, _kept = _call(grad_output, _core.cuda_grad_input_workspace(m, n, k, packed))
     _core.cuda_linear_grad_input(
@@ -255,12 +251,12 @@ def linear_grad_input(
         matrix(weight),
         (pointer(packed_weight), pointer(weight_scale)),
         (granularity, scale, rounding, pointer(seed)),
-        matrix(output),
+        matrix(grad_input),
     )
-    return output
 
 
 def linear_grad_weight(
+    results: Tensors,
     grad_output: torch.Tensor,
     saved_input: torch.Tensor,
     saved_limbs: torch.Tensor,
@@ -268,29 +264,15 @@ def linear_grad_weight(
     outlier_index: torch.Tensor,
     outlier_count: torch.Tensor,
     in_features: int,
-    granularity: str = "row",
-    scale: str = "absmax",
-    rounding: str = "nearest",
-    seed: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-    with_bias: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    granularity: str,
+    scale: str,
+    rounding: str,
+    seed: torch.Tensor | None,
+    _out_dtype: torch.dtype | None,
+    with_bias: bool,
+) -> None:
     """Run grad_w = g.T @ x and, with_bias, the sum of g over tokens."""
-    grad_weight, grad_bias = schema.linear_grad_weight(
-        grad_output,
-        saved_input,
-        saved_limbs,
-        input_scale,
-        outlier_index,
-        outlier_count,
-        in_features,
-        granularity,
-        scale,
-        rounding,
-        seed,
-        out_dtype,
-        with_bias,
-    )
+    grad_weight, grad_bias = results
     (m, n), capacity = grad_output.shape, outlier_index.shape[0]
     size = _core.cuda_grad_weight_workspace(m, n, in_features, capacity)
     call, _kept = _call(grad_output, size)
@@ -304,10 +286,10 @@ def linear_grad_weight(
         matrix(grad_weight),
         pointer(grad_bias) if with_bias else 0,
     )
-    return grad_weight, grad_bias
 
 
 def linear_backward(
+    results: Tensors,
     grad_output: torch.Tensor,
     weight: torch.Tensor,
     saved_input: torch.Tensor,
@@ -315,22 +297,21 @@ def linear_backward(
     input_scale: torch.Tensor,
     outlier_index: torch.Tensor,
     outlier_count: torch.Tensor,
-    granularity: str = "row",
-    scale: str = "absmax",
-    rounding: str = "nearest",
-    seed: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-    with_bias: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    granularity: str,
+    scale: str,
+    rounding: str,
+    seed: torch.Tensor | None,
+    _out_dtype: torch.dtype | None,
+    with_bias: bool,
+) -> None:
     """Run linear_grad_input and linear_grad_weight."""
+    grad_input, *of_weight = results
     saved = (saved_input, saved_limbs, input_scale, outlier_index, outlier_count)
     how = (granularity, scale, rounding, seed)
-    schema.linear_backward(grad_output, weight, *saved, *how, out_dtype, with_bias)
-    grad_input = linear_grad_input(grad_output, weight, *how, out_dtype)
-    grad_weight, grad_bias = linear_grad_weight(
-        grad_output, *saved, weight.shape[1], *how, weight.dtype, with_bias
+    linear_grad_input(grad_input, grad_output, weight, *how)
+    linear_grad_weight(
+        tuple(of_weight), grad_output, *saved, weight.shape[1], *how, None, with_bias
     )
-    return grad_input, grad_weight, grad_bias
 
 
 def _quantize_rows(
@@ -351,13 +332,11 @@ def _quantize_rows(
 
 
 def pack_weight(
-    weight: torch.Tensor, granularity: str = "row", scale: str = "absmax", transpose: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
+    results: Tensors, weight: torch.Tensor, granularity: str, scale: str, transpose: bool
+) -> None:
     """Quantise a weight for linear_forward (or, transposed, grad_input)."""
-    packed, scales = schema.pack_weight(weight, granularity, scale, transpose)
     how = (granularity, scale, "nearest")
-    _quantize_rows(weight, None, transpose, how, None, packed, scales)
-    return packed, scales
+    _quantize_rows(weight, None, transpose, how, None, *results)
 
 
 def _padded(input: torch.Tensor, rows: int, depth: int) -> torch.Tensor:
@@ -366,33 +345,32 @@ def _padded(input: torch.Tensor, rows: int, depth: int) -> torch.Tensor:
 
 
 def quantize(
+    results: Tensors,
     input: torch.Tensor,
-    fold: torch.Tensor | None = None,
-    granularity: str = "row",
-    scale: str = "absmax",
-    rounding: str = "nearest",
-    seed: torch.Tensor | None = None,
-    transpose: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    fold: torch.Tensor | None,
+    granularity: str,
+    scale: str,
+    rounding: str,
+    seed: torch.Tensor | None,
+    transpose: bool,
+) -> None:
     """Quantise a matrix per row, or per column and transposed."""
-    q, scales = schema.quantize(input, fold, granularity, scale, rounding, seed, transpose)
+    q, scales = results
     padded, how = _padded(input, *q.shape), (granularity, scale, rounding)
     _quantize_rows(input, contiguous(fold), transpose, how, seed, padded, scales)
-    return q.copy_(padded[:, : q.shape[1]]), scales
+    q.copy_(padded[:, : q.shape[1]])
 
 
 def quantize_split(
+    results: Tensors,
     input: torch.Tensor,
-    threshold: float | None = 5.0,
-    outlier_bits: int = 12,
-    outlier_capacity: int | None = None,
-    granularity: str = "row",
-    scale: str = "absmax",
-) -> tuple[torch.Tensor, ...]:
+    threshold: float | None,
+    outlier_bits: int,
+    _outlier_capacity: int | None,
+    granularity: str,
+    scale: str,
+) -> None:
     """Quantise activations with their outlier columns in two limbs."""
-    results = schema.quantize_split(
-        input, threshold, outlier_bits, outlier_capacity, granularity, scale
-    )
     q, high, low, scales, outlier_index, outlier_count = results
     (m, k), capacity = input.shape, outlier_index.shape[0]
     block = _workspace(input, schema.block_bytes(m, k, capacity, input.device))
@@ -409,17 +387,16 @@ def quantize_split(
         low.copy_(q[:, columns] * used)
         slots = torch.where(used, columns, k)
         q.copy_(torch.nn.functional.pad(q, (0, 1)).index_fill(1, slots, 0)[:, :k])
-    return results
 
 
 def gemm(
+    output: torch.Tensor,
     a: torch.Tensor,
     b: torch.Tensor,
-    a_high: torch.Tensor | None = None,
-    b_high: torch.Tensor | None = None,
-) -> torch.Tensor:
+    a_high: torch.Tensor | None,
+    b_high: torch.Tensor | None,
+) -> None:
     """Multiply int8 matrices exactly: ((a_high @ b_high.T) << 7) + a @ b.T."""
-    output = schema.gemm(a, b, a_high, b_high)
     (m, _), n = a.shape, b.shape[0]
     columns = 0 if a_high is None else a_high.shape[1]
     a, b = _whole_depths(a), _whole_depths(b)
@@ -440,7 +417,6 @@ def gemm(
         count.data_ptr(),
         output.data_ptr(),
     )
-    return output
 
 
 def _whole_depths(q: torch.Tensor) -> torch.Tensor:
@@ -449,22 +425,23 @@ def _whole_depths(q: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(q, (0, depth - q.shape[1])).contiguous()
 
 
-KERNELS: dict[str, Callable[..., object]] = {
-    "linear_forward": linear_forward,
-    "quantize_input": quantize_input,
-    "linear_multiply": linear_multiply,
-    "linear_grad_input": linear_grad_input,
-    "linear_grad_weight": linear_grad_weight,
-    "linear_backward": linear_backward,
-    "pack_weight": pack_weight,
-    "quantize": quantize,
-    "quantize_split": quantize_split,
-    "gemm": gemm,
-}
+KERNELS: tuple[schema.Kernel, ...] = (
+    linear_forward,
+    linear_forward_only,
+    quantize_input,
+    linear_multiply,
+    linear_grad_input,
+    linear_grad_weight,
+    linear_backward,
+    pack_weight,
+    quantize,
+    quantize_split,
+    gemm,
+)
 
 
 def _refuse(name: str) -> Callable[..., NoReturn]:
-    def kernel(*_args: object, **_options: object) -> NoReturn:
+    def kernel(*_args: object) -> NoReturn:
         raise NotImplementedError(
             f"int8tile::{name}: this build runs on {schema.DEVICES_TEXT}; got a tensor on cuda"
         )
@@ -472,5 +449,8 @@ def _refuse(name: str) -> Callable[..., NoReturn]:
     return kernel
 
 
-for _name, _kernel in KERNELS.items():
-    schema.LIBRARY.impl(_name, _kernel if _core.cuda_compiled else _refuse(_name), "CUDA")
+if _core.cuda_compiled:
+    schema.implement("CUDA", KERNELS)
+else:
+    for _name in schema.CHECKS:
+        schema.LIBRARY.impl(_name, _refuse(_name), "CUDA")

@@ -1,9 +1,10 @@
-"""The torch ops' schemas, argument checks and fake kernels (shapes without data)."""
+"""The torch ops: schemas, and the checks and empty results that every kernel starts from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+import inspect
+from collections.abc import Callable, Iterable
+from functools import lru_cache, wraps
 
 import torch
 
@@ -33,7 +34,9 @@ for _schema in (
     'str grad_rounding="nearest", bool forward=True, bool grad_input=True, '
     "bool grad_weight=True) -> Tensor",
     f"linear_forward(Tensor input, Tensor weight, Tensor? bias=None, {_SPLIT}, {_SCALE}, "
-    f"bool save=True, ScalarType? out_dtype=None, {_PACKED}) -> (Tensor output, {_SAVED})",
+    f"ScalarType? out_dtype=None, {_PACKED}) -> (Tensor output, {_SAVED})",
+    f"linear_forward_only(Tensor input, Tensor weight, Tensor? bias=None, {_SPLIT}, {_SCALE}, "
+    f"ScalarType? out_dtype=None, {_PACKED}) -> Tensor",
     f"quantize_input(Tensor input, {_SPLIT}, {_SCALE}, bool save=True) -> (Tensor block, {_SAVED})",
     "linear_multiply(Tensor block, Tensor input_scale, Tensor outlier_index, "
     f"Tensor outlier_count, Tensor weight, Tensor? bias=None, {_SCALE}, "
@@ -193,6 +196,32 @@ def panel_shape(rows: int, depth: int) -> tuple[int, int]:
     return round_up(rows, _core.panel_columns()), round_up(depth, DEPTH_ALIGN)
 
 
+def linear_forward_only(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    threshold: float | None = 5.0,
+    outlier_bits: int = 12,
+    outlier_capacity: int | None = None,
+    granularity: str = "row",
+    scale: str = "absmax",
+    out_dtype: torch.dtype | None = None,
+    packed_weight: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
+    *,
+    who: str = "int8tile::linear_forward_only",
+) -> torch.Tensor:
+    """Checks, and the empty result, of int8tile::linear_forward_only."""
+    check_options(who, threshold, outlier_bits, granularity, scale)
+    _check_matrix(who, input=input)
+    check_linear(who, input, weight, bias)
+    n, k = weight.shape
+    _check_out_dtype(who, out_dtype)
+    _check_packed(who, packed_weight, weight_scale, n, k)
+    resolve_capacity(who, int(k), threshold, outlier_bits, outlier_capacity)
+    return input.new_empty((input.shape[0], n), dtype=out_dtype or input.dtype)
+
+
 def linear_forward(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -202,24 +231,25 @@ def linear_forward(
     outlier_capacity: int | None = None,
     granularity: str = "row",
     scale: str = "absmax",
-    save: bool = True,
     out_dtype: torch.dtype | None = None,
     packed_weight: torch.Tensor | None = None,
     weight_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Checks, and empty results, of int8tile::linear_forward."""
     who = "int8tile::linear_forward"
-    check_options(who, threshold, outlier_bits, granularity, scale)
-    _check_matrix(who, input=input)
-    check_linear(who, input, weight, bias)
+    split = (threshold, outlier_bits, outlier_capacity)
+    packed = (packed_weight, weight_scale)
+    output = linear_forward_only(
+        input, weight, bias, *split, granularity, scale, out_dtype, *packed, who=who
+    )
+    capacity = resolve_capacity(who, int(input.shape[1]), *split)
+    return output, *_saved_input(input, capacity)
+
+
+def _saved_input(input: torch.Tensor, capacity: int, save: bool = True) -> tuple[torch.Tensor, ...]:
     m, k = input.shape
-    n = weight.shape[0]
-    _check_out_dtype(who, out_dtype)
-    _check_packed(who, packed_weight, weight_scale, n, k)
-    capacity = resolve_capacity(who, int(k), threshold, outlier_bits, outlier_capacity)
     empty = input.new_empty
     return (
-        empty((m, n), dtype=out_dtype or input.dtype),
         empty(panel_shape(k, m) if save else (0, 0), dtype=torch.uint8),
         empty(panel_shape(capacity, m) if save and capacity else (0, 0), dtype=torch.uint8),
         empty((m,), dtype=torch.float32),
@@ -246,15 +276,8 @@ def quantize_input(
     if k > MAX_GEMM_DEPTH:
         raise ValueError(f"{who}: input must have at most {MAX_GEMM_DEPTH} features; got {k}")
     capacity = resolve_capacity(who, int(k), threshold, outlier_bits, outlier_capacity)
-    empty = input.new_empty
-    return (
-        empty((block_bytes(m, k, capacity, input.device),), dtype=torch.uint8),
-        empty(panel_shape(k, m) if save else (0, 0), dtype=torch.uint8),
-        empty(panel_shape(capacity, m) if save and capacity else (0, 0), dtype=torch.uint8),
-        empty((m,), dtype=torch.float32),
-        empty((capacity,), dtype=torch.int32),
-        empty((2,), dtype=torch.int32),
-    )
+    block = input.new_empty((block_bytes(m, k, capacity, input.device),), dtype=torch.uint8)
+    return block, *_saved_input(input, capacity, save)
 
 
 def block_bytes(m: int, k: int, capacity: int, device: torch.device) -> int:
@@ -530,18 +553,51 @@ def gemm(
     return a.new_empty((a.shape[0], b.shape[0]), dtype=torch.int32)
 
 
-FAKES: dict[str, Callable[..., object]] = {
-    "linear_forward": linear_forward,
-    "quantize_input": quantize_input,
-    "linear_multiply": linear_multiply,
-    "linear_grad_input": linear_grad_input,
-    "linear_grad_weight": linear_grad_weight,
-    "linear_backward": linear_backward,
-    "pack_weight": pack_weight,
-    "quantize": quantize,
-    "quantize_split": quantize_split,
-    "gemm": gemm,
+Results = torch.Tensor | tuple[torch.Tensor, ...]
+Check = Callable[..., Results]
+Kernel = Callable[..., None]
+
+CHECKS: dict[str, Check] = {
+    check.__name__: check
+    for check in (
+        linear_forward,
+        linear_forward_only,
+        quantize_input,
+        linear_multiply,
+        linear_grad_input,
+        linear_grad_weight,
+        linear_backward,
+        pack_weight,
+        quantize,
+        quantize_split,
+        gemm,
+    )
 }
 
-for _name, _fake in FAKES.items():
-    torch.library.register_fake(f"int8tile::{_name}", _fake, lib=LIBRARY)
+
+def checked(kernel: Kernel) -> Check:
+    """The op named like `kernel(results, *arguments)`, which fills the results of its check."""
+    check = CHECKS[kernel.__name__]
+    parameters = inspect.signature(check).parameters.values()
+    taken = [each for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+    defaults = tuple(each.default for each in taken)
+
+    @wraps(kernel)
+    def run(*arguments: object) -> Results:
+        # The dispatcher leaves out trailing arguments that equal their defaults.
+        arguments += defaults[len(arguments) :]
+        results = check(*arguments)
+        kernel(results, *arguments)
+        return results
+
+    return run
+
+
+def implement(device: str, kernels: Iterable[Kernel]) -> None:
+    """Register the kernels of one device."""
+    for kernel in kernels:
+        LIBRARY.impl(kernel.__name__, checked(kernel), device)
+
+
+for _name, _check in CHECKS.items():
+    torch.library.register_fake(f"int8tile::{_name}", _check, lib=LIBRARY)
