@@ -167,8 +167,8 @@ namespace {
 // What linear_forward needs of the quantised input and the caller does not want.
 struct InputScratch {
   InputScratch(Arena& arena, const ForwardArgs& args, const CpuFacts& cpu)
-      : block(arena.take<char>(quantized_input_bytes(args.input.rows, args.input.cols,
-                                                     args.split.capacity, cpu))),
+      : block(arena.take<char>(
+            quantized_input_bytes(args.input.rows, args.input.cols, args.split.capacity, cpu))),
         scale(args.input_scale ? nullptr : arena.take<float>(args.input.rows)),
         index(args.index ? nullptr : arena.take<int32_t>(args.split.capacity)) {}
   char* block;
