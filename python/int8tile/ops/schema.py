@@ -118,6 +118,26 @@ def check_linear(
         ValueError: shapes or devices do not match.
         TypeError: a dtype is not float32, bfloat16 or float16.
     """
+    fits = (  # on the path of every call: one look at what is nearly always right
+        weight.dim() == 2
+        and input.dim() > 0
+        and input.shape[-1] == weight.shape[1]
+        and input.dtype in DTYPE_CODES
+        and weight.dtype in DTYPE_CODES
+        and input.device == weight.device
+    )
+    bias_fits = bias is None or (
+        bias.shape == weight.shape[:1]
+        and bias.dtype in DTYPE_CODES
+        and bias.device == weight.device
+    )
+    if not (fits and bias_fits):
+        _refuse_linear(who, input, weight, bias)
+
+
+def _refuse_linear(
+    who: str, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> None:
     if input.dim() == 0 or weight.dim() != 2 or input.shape[-1] != weight.shape[1]:
         features = input.shape[-1] if input.dim() else "k"
         raise ValueError(
