@@ -213,33 +213,6 @@ void avx512_column_sum_int8(const int8_t* q, int64_t n, int32_t* acc) {
   }
 }
 
-void avx512_interleave4(const int8_t* const q[4], int64_t n, int offset, uint8_t* out) {
-  const __m512i flip = _mm512_set1_epi8(static_cast<int8_t>(offset));
-  int64_t j = 0;
-  for (; j + 64 <= n; j += 64) {
-    __m512i row[4];
-    for (int r = 0; r < 4; ++r) row[r] = _mm512_xor_si512(_mm512_loadu_si512(q[r] + j), flip);
-    const __m512i low01 = _mm512_unpacklo_epi8(row[0], row[1]);
-    const __m512i high01 = _mm512_unpackhi_epi8(row[0], row[1]);
-    const __m512i low23 = _mm512_unpacklo_epi8(row[2], row[3]);
-    const __m512i high23 = _mm512_unpackhi_epi8(row[2], row[3]);
-    // Lane i of piece p holds columns 16i + 4p .. 16i + 4p + 3.
-    const __m512i p0 = _mm512_unpacklo_epi16(low01, low23);
-    const __m512i p1 = _mm512_unpackhi_epi16(low01, low23);
-    const __m512i p2 = _mm512_unpacklo_epi16(high01, high23);
-    const __m512i p3 = _mm512_unpackhi_epi16(high01, high23);
-    const __m512i a = _mm512_shuffle_i32x4(p0, p1, 0x44), b = _mm512_shuffle_i32x4(p2, p3, 0x44);
-    const __m512i c = _mm512_shuffle_i32x4(p0, p1, 0xee), d = _mm512_shuffle_i32x4(p2, p3, 0xee);
-    uint8_t* to = out + kGroup * j;
-    _mm512_storeu_si512(to, _mm512_shuffle_i32x4(a, b, 0x88));
-    _mm512_storeu_si512(to + 64, _mm512_shuffle_i32x4(a, b, 0xdd));
-    _mm512_storeu_si512(to + 128, _mm512_shuffle_i32x4(c, d, 0x88));
-    _mm512_storeu_si512(to + 192, _mm512_shuffle_i32x4(c, d, 0xdd));
-  }
-  const int8_t* const rest[4] = {q[0] + j, q[1] + j, q[2] + j, q[3] + j};
-  rows_interleave4(rest, n - j, offset, out + kGroup * j);
-}
-
 constexpr void use_avx512_rows(Kernel& kernel) {
   kernel.absmax_bits = avx512_absmax_bits;
   kernel.column_absmax = avx512_column_absmax;
@@ -250,7 +223,6 @@ constexpr void use_avx512_rows(Kernel& kernel) {
   kernel.gather = avx512_gather;
   kernel.quantize_outliers = avx512_quantize_outliers;
   kernel.column_sum_int8 = avx512_column_sum_int8;
-  kernel.interleave4 = avx512_interleave4;
 }
 
 }  // namespace

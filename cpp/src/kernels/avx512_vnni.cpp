@@ -3,6 +3,7 @@
 // 128 and the accumulators start from compensation = -128 * (sum of the row of A).
 #include <immintrin.h>
 
+#include "avx512_pack.hpp"
 #include "avx512_rows.hpp"
 #include "unroll.hpp"
 
@@ -137,63 +138,6 @@ void tile(const Tile& t) {
   }
 }
 
-// Six rows of 16 dwords to 16 groups of six dwords: pairs of rows are joined first, then each
-// output vector takes its eight pairs from the three joined streams.
-struct SixRowShuffle {
-  alignas(64) int32_t low[16], high[16];          // (0, 16, 1, 17, ...), (8, 24, 9, 25, ...)
-  alignas(64) int64_t first[3][8], second[3][8];  // streams 0 and 1, then 2 into the gaps
-};
-
-// Output vector v holds pairs 8v .. 8v+7 of the sequence (stream 0, 1, 2 of group 0, of group 1
-// ...).
-constexpr SixRowShuffle six_row_shuffle() {
-  SixRowShuffle shuffle{};
-  for (int i = 0; i < 16; ++i) {
-    shuffle.low[i] = i / 2 + (i % 2) * 16;
-    shuffle.high[i] = shuffle.low[i] + 8;
-  }
-  for (int v = 0; v < 3; ++v)
-    for (int i = 0; i < 8; ++i) {
-      const int group = (8 * v + i) / 3, stream = (8 * v + i) % 3;
-      shuffle.first[v][i] = stream == 1 ? 8 + group : group;
-      shuffle.second[v][i] = stream == 2 ? 8 + group : i;
-    }
-  return shuffle;
-}
-
-constexpr SixRowShuffle kSixRowShuffle = six_row_shuffle();
-
-void pack_six_rows(const int8_t* q, int64_t row_stride, int64_t groups, uint8_t* out) {
-  for (int64_t g = 0; g < groups; g += kLanes) {
-    const __mmask16 lanes = first_lanes(groups - g);
-    __m512i rows[kTileRows];
-    for (int r = 0; r < kTileRows; ++r)
-      rows[r] = _mm512_maskz_loadu_epi32(lanes, q + r * row_stride + g * kGroup);
-    for (int half = 0; half < 2; ++half) {
-      const __m512i order = _mm512_load_si512(half == 0 ? kSixRowShuffle.low : kSixRowShuffle.high);
-      __m512i streams[3];
-      for (int j = 0; j < 3; ++j)
-        streams[j] = _mm512_permutex2var_epi32(rows[2 * j], order, rows[2 * j + 1]);
-      const int64_t dwords = (groups - g - 8 * half) * kTileRows;
-      uint8_t* to = out + (g + 8 * half) * kTileRows * kGroup;
-      for (int v = 0; v < 3; ++v) {
-        const __m512i two = _mm512_permutex2var_epi64(
-            streams[0], _mm512_load_si512(kSixRowShuffle.first[v]), streams[1]);
-        const __m512i all =
-            _mm512_permutex2var_epi64(two, _mm512_load_si512(kSixRowShuffle.second[v]), streams[2]);
-        _mm512_mask_storeu_epi32(to + 64 * v, first_lanes(dwords - 16 * v), all);
-      }
-    }
-  }
-}
-
-void pack_rows(const int8_t* q, int64_t row_stride, int rows, int out_rows, int64_t groups,
-               int offset, uint8_t* out) {
-  if (rows == kTileRows && out_rows == kTileRows && offset == 0)
-    return pack_six_rows(q, row_stride, groups, out);
-  rows_pack_rows(q, row_stride, rows, out_rows, groups, offset, out);
-}
-
 // The instruction reads subnormals whatever the thread's flush modes are.
 void float16_to_float(const uint16_t* in, int64_t n, float* out) {
   for (int64_t j = 0; j < n; j += kLanes) {
@@ -234,8 +178,8 @@ int64_t peak(int64_t repeats) { return peak_of(repeats, IndicesOf<20>{}); }
 constexpr Kernel make_kernel() {
   Kernel kernel = generic_kernel("avx512_vnni", kColumns, 128, tile);
   use_avx512_rows(kernel);
+  use_avx512_pack(kernel);
   kernel.float16_to_float = float16_to_float;
-  kernel.pack_rows = pack_rows;
   kernel.row_sum = row_sum;
   kernel.peak = peak;
   return kernel;
