@@ -11,14 +11,6 @@ namespace int8tile {
 
 static_assert(kLimbShift == kLimbBits);
 
-inline uint32_t mix(uint32_t x) {
-  x ^= x >> 16;
-  x *= 0x7feb352du;
-  x ^= x >> 15;
-  x *= 0x846ca68bu;
-  return x ^ x >> 16;
-}
-
 // Runs `body(begin, count, key)` over a row whose first element has the 64-bit index `start`;
 // a run ends where the low half of the index wraps.
 template <class Body>

@@ -58,6 +58,19 @@ struct RoundingKey {
   uint32_t low;
 };
 
+namespace {
+// The hash of stochastic rounding. In an unnamed namespace, so that no copy of it compiled for one
+// instruction set serves another.
+inline uint32_t mix(uint32_t x) {
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  return x ^ x >> 16;
+}
+
+}  // namespace
+
 struct Kernel {
   const char* name;
   int nr;        // columns of a packed B panel

@@ -28,14 +28,6 @@ inline float clamp_int8(float value) {
 // A NaN product (a non-finite value times the zero inv of its row or column) becomes 0.
 inline float zero_nan(float value) { return value == value ? value : 0.0f; }
 
-inline uint32_t mix(uint32_t x) {
-  x ^= x >> 16;
-  x *= 0x7feb352du;
-  x ^= x >> 15;
-  x *= 0x846ca68bu;
-  return x ^ x >> 16;
-}
-
 // floor(value + r * 2^-16) with 16 random bits r; |value| <= 2^15 or so.
 inline int32_t round_stochastic(float value, RoundingKey key, uint32_t j) {
   const uint32_t random = mix(key.key ^ (key.low + j)) >> 16;
