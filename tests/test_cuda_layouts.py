@@ -1,4 +1,4 @@
-"""The layouts of the CUDA GEMM kernel, walked on the host by a program over its own headers."""
+"""Layouts and loops of the CUDA GEMM kernels, run on the host by programs over their headers."""
 
 import importlib.util
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+OWN = [ROOT / folder for folder in ("cuda", "cuda/include", "cpp/include")]
 
 
 def cutlass_headers():
@@ -24,7 +25,8 @@ def cutlass_headers():
 
 
 @pytest.mark.slow
-def test_the_layouts_of_the_gemm_fit_together(tmp_path):
+@pytest.mark.parametrize("name", ["sm80", "sm90", "sm90_roles"])
+def test_the_parts_of_the_gemm_fit_together(tmp_path, name):
     nvcc, headers = shutil.which("nvcc"), cutlass_headers()
     if nvcc is None:
         pytest.skip("nvcc is not on PATH")
@@ -32,8 +34,8 @@ def test_the_layouts_of_the_gemm_fit_together(tmp_path):
         pytest.skip("no CUTLASS headers: set INT8TILE_CUTLASS_DIR or install nvidia-cutlass")
     program = tmp_path / "layouts"
     flags = ["-std=c++20", "-O1", "-arch=sm_80", "--expt-relaxed-constexpr", "-w", "-cudart=static"]
-    folders = [f"-I{folder}" for folder in (ROOT / "cuda", headers)]
-    source = ROOT / "tests" / "layouts" / "sm80.cu"
+    folders = [f"-I{folder}" for folder in (*OWN, headers)]
+    source = ROOT / "tests" / "layouts" / f"{name}.cu"
     subprocess.run([nvcc, *flags, *folders, str(source), "-o", str(program)], check=True)
     done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "ok\n")

@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include "int8tile/types.hpp"
+
 namespace int8tile::cuda {
 
 constexpr int kMmaDepth = 32;  // int8 values of K that one matrix instruction takes
@@ -19,5 +21,13 @@ struct SegmentPlan {
     return {steps, (steps * kMmaDepth + tile_depth - 1) / tile_depth};
   }
 };
+
+/// One limb up, modulo 2^32: only the final value has to fit.
+template <class Accumulator>
+__device__ void shift_limb(Accumulator& acc) {
+#pragma unroll
+  for (int i = 0; i < size(acc); ++i)
+    acc(i) = static_cast<int>(static_cast<unsigned>(acc(i)) << kLimbBits);
+}
 
 }  // namespace int8tile::cuda

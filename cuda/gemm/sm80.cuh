@@ -27,13 +27,6 @@ struct Sm80Args {
   OutputTile<Out> out;
 };
 
-template <class Accumulator>
-CUTE_DEVICE void shift_limb(Accumulator& acc) {
-  CUTE_UNROLL
-  for (int i = 0; i < size(acc); ++i)
-    acc(i) = static_cast<int>(static_cast<unsigned>(acc(i)) << kLimbBits);
-}
-
 /// One K tile of one operand to shared memory, 16 bytes a thread at a time; zeros out of range.
 template <class Copy, class Source, class Target, class Coordinates>
 CUTE_DEVICE void load_operand(const Source& from, Target&& to, const Coordinates& crd, int row0,
@@ -181,17 +174,13 @@ void sm80_gemm(const GemmArgs& args, const GemmTile& tile, const Stream& stream)
 
 template <class Out>
 Sm80Args<Out> sm80_args(const GemmArgs& args) {
-  constexpr int64_t kGroup = 8;  // outputs that four lanes exchange
-  const bool aligned = args.n % kGroup == 0 && args.out_stride % kGroup == 0 &&
-                       reinterpret_cast<std::uintptr_t>(args.out) % kVectorBytes == 0;
   return {static_cast<int>(args.k),
           static_cast<int>(args.high_stride),
           {args.a, args.a_high, static_cast<int>(args.m), args.a_stride},
           {args.b, args.b_high, static_cast<int>(args.n), args.b_stride},
           args.high_count,
           args.live_columns,
-          {static_cast<int>(args.m), static_cast<int>(args.n), static_cast<Out*>(args.out),
-           args.out_stride, aligned, args.epilogue}};
+          output_tile<Out>(args)};
 }
 
 template <class Out>

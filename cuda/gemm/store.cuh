@@ -18,6 +18,19 @@ struct OutputTile {
   Epilogue epilogue;
 };
 
+template <class Out>
+OutputTile<Out> output_tile(const GemmArgs& args) {
+  constexpr int64_t kGroup = 8;  // outputs that four lanes exchange
+  const bool aligned = args.n % kGroup == 0 && args.out_stride % kGroup == 0 &&
+                       reinterpret_cast<std::uintptr_t>(args.out) % kVectorBytes == 0;
+  return {static_cast<int>(args.m),
+          static_cast<int>(args.n),
+          static_cast<Out*>(args.out),
+          args.out_stride,
+          aligned,
+          args.epilogue};
+}
+
 /// 4 x 4 transpose of 32-bit words across the 4 lanes of a quad.
 CUTE_DEVICE void quad_transpose(uint32_t (&words)[4]) {
   const int lane = threadIdx.x & 3;
