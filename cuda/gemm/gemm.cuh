@@ -21,7 +21,7 @@ struct GemmArgs {
   const int8_t* b = nullptr;
   int64_t a_stride = 0, b_stride = 0;
   // Limb panels [m, high_stride] and [n, high_stride]; the accumulator is shifted left by 7 after
-  // the first *high_count columns, and what lies between them and the next 32 is zero in a_high.
+  // the first *high_count columns, and a_high is zero beyond them.
   const int8_t* a_high = nullptr;
   const int8_t* b_high = nullptr;
   int64_t high_stride = 0;
