@@ -79,4 +79,3 @@ def measure(case: Case, settings: Settings, skipped: dict[str, str]) -> Iterator
                 raise CheckError(f"{name}: {error}") from error
             skipped[f"{name}: {case}"] = str(error)
     yield from records("linear", case, case.operations, prepared, errors, settings)
-    torch.compiler.reset()

@@ -218,7 +218,6 @@ def measure(case: Case, settings: Settings, skipped: dict[str, str]) -> Iterator
     found = training.outliers_found()
     for result in records("step", case, operations(training), prepared, errors, settings):
         yield {**result, "outliers_found": found}
-    torch.compiler.reset()
 
 
 def decoder_case(tokens: int, outliers: int, smoke: bool) -> Case:
