@@ -87,6 +87,9 @@ record() {
   printf '== %s: %s\n' "$1" "$2"
 }
 
+# What runs now, since the stages' own output goes to their logs.
+begin() { printf '== %s ... (%d s)\n' "$1" "$SECONDS"; }
+
 imports() { "$python" -c "import $1" 2>/dev/null; }
 
 check_machine() {
@@ -109,6 +112,7 @@ PY
 
 install_wheels() {
   if [[ -n $wheels ]]; then
+    begin 'installing wheels'
     compgen -G "$wheels/*.whl" >/dev/null || fail "--wheels: no *.whl in '$wheels'"
     "$python" -m pip install --quiet --no-index --no-deps --upgrade --target "$site" \
       "$wheels"/*.whl || fail "pip could not install the wheels; are they for $("$python" --version)?"
@@ -128,6 +132,7 @@ sys.exit(u.find_spec("cutlass_library") is None)' ||
 }
 
 build() {
+  begin build
   # A kernel's compilation takes up to 4 GB.
   local jobs gigabytes status=0
   gigabytes=$(awk '/MemAvailable/ {print int($2 / 1048576)}' /proc/meminfo)
@@ -159,6 +164,7 @@ PY
 }
 
 run_tests() {
+  begin tests
   local options=(-m 'cuda and not slow' -p no:cacheprovider -W default) status=0 line
   imports transformers || options+=(--ignore=tests/test_transformers.py)
   ! imports xdist || options+=(-n 4)
@@ -180,6 +186,7 @@ sanitize() {
     return
   }
   for tool in memcheck racecheck; do
+    begin "$tool"
     status=0 log=$output/$tool.log
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout "$(($(remaining) / 4))" "$sanitizer" --tool "$tool" \
       --error-exitcode 86 --kernel-name kns=int8tile "$python" bench/sanitize.py >"$log" 2>&1 ||

@@ -11,7 +11,7 @@ from torch import Tensor
 from checks import SPLIT_TOLERANCE, CheckError, relative_error, require
 from gpu_peers import BASELINE, FP8
 from gpu_results import Case, Settings, records
-from gpu_timing import Prepared, Run, prepare, replay
+from gpu_timing import Prepared, Run, prepare, replay, shared_pool
 from int8tile import _core
 from peers import Problem, int8tile_config
 
@@ -138,13 +138,14 @@ def measure(case: Case, settings: Settings, skipped: dict[str, str]) -> Iterator
         "int_mm": (lambda: int_mm_product(a, b), plain, 0.0),
         "fp8": (lambda: fp8_product(a.to(FP8), b.to(FP8)), plain, SPLIT_TOLERANCE),
     }
+    pool = shared_pool(device)
     prepared: dict[str, Prepared] = {}
     errors: dict[str, float] = {}
     for name, (build, wanted, tolerance) in builders.items():
         try:
             run = build()
             check(name, run()[0], wanted, tolerance)
-            ready = prepare(run, device)
+            ready = prepare(run, device, pool)
             errors[name] = check(name, replay(ready)[0], wanted, tolerance)
             prepared[name] = ready
         except (RuntimeError, ValueError) as error:

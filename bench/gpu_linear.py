@@ -11,7 +11,7 @@ from torch import Tensor
 from checks import CheckError, check_errors, check_peer, require
 from gpu_peers import INT8TILE, OURS, Arm, arms
 from gpu_results import Case, Settings, records
-from gpu_timing import Prepared, prepare, replay
+from gpu_timing import Prepared, prepare, replay, shared_pool
 from peers import Peer, Problem, int8tile_config, runner
 
 EXACT_ROWS = 16
@@ -63,13 +63,14 @@ def measure(case: Case, settings: Settings, skipped: dict[str, str]) -> Iterator
     problem = Problem.random(n, k, case.tokens, case.outliers, False, backward, bias=False, **bf16)
     wanted = wanted_of(problem)
     config = int8tile_config(problem, True)
+    pool = shared_pool(device)
     prepared: dict[str, Prepared] = {}
     errors: dict[str, float] = {}
     for name, arm in arms(config.threshold, config.outlier_capacity, settings.compiled).items():
         peer = peer_of(arm, problem)
         try:
             check_peer(name, peer, problem, wanted)
-            ready = prepare(peer.run, device, arm.waits)
+            ready = prepare(peer.run, device, pool, arm.waits)
             errors[name] = max(check_errors(name, replay(ready), peer, problem, wanted))
             if name in ("int8", INT8TILE):
                 check_rows(name, arm, problem, ready.outputs[0])

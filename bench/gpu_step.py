@@ -16,7 +16,7 @@ from bench_step import GRADIENT_TOLERANCE, INT8_OPS, LOSS_TOLERANCE
 from checks import CheckError, op_counts, require
 from gpu_peers import BASELINE, OURS, Arm, arms
 from gpu_results import Case, Settings, records
-from gpu_timing import Prepared, prepare, replay
+from gpu_timing import Prepared, prepare, replay, shared_pool
 from peers import OUTLIER_LEVEL, REGULAR_LIMIT
 from shapes import Layer
 
@@ -79,7 +79,8 @@ class Training:
     def __init__(self, case: Case, settings: Settings) -> None:
         torch.manual_seed(0)
         sequence = SMOKE_SEQUENCE if settings.smoke else min(SEQUENCE, case.tokens)
-        self.block = Block(case.outliers, settings.smoke).to(settings.device, torch.bfloat16)
+        with torch.device(settings.device):
+            self.block = Block(case.outliers, settings.smoke).to(torch.bfloat16)
         shape = (case.tokens // sequence, sequence, self.block.width)
         where: dict[str, Any] = {"device": settings.device, "dtype": torch.bfloat16}
         self.x = torch.randn(shape, **where).clamp_(-REGULAR_LIMIT, REGULAR_LIMIT)
@@ -201,13 +202,14 @@ def measure(case: Case, settings: Settings, skipped: dict[str, str]) -> Iterator
     reference = copy.deepcopy(training.block).float()
     wanted = training.gradients(reference, everything[BASELINE])
     del reference
+    pool = shared_pool(settings.device)
     prepared: dict[str, Prepared] = {}
     errors: dict[str, float] = {}
     for name, arm in everything.items():
         try:
             loss, errors[name] = check(training, name, arm, wanted)
             waits = isinstance(arm, Arm) and arm.waits
-            ready = prepare(partial(training.step, arm), settings.device, waits)
+            ready = prepare(partial(training.step, arm), settings.device, pool, waits)
             (got,) = replay(ready)
             require(abs(float(got) - loss) <= LOSS_TOLERANCE * loss, f"{name}: loss {float(got)}")
             prepared[name] = ready

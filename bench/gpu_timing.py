@@ -21,6 +21,7 @@ FLUSH_BYTES = 64 * 2**20  # at least
 # The device idles this long before the first event, so that all launches are queued by then.
 HOLD_CYCLES = 2_000_000
 
+Pool = tuple[int, int]
 Run = Callable[[], tuple[Tensor, ...]]
 
 
@@ -39,12 +40,21 @@ class Prepared:
     timed: str
 
 
-def prepare(run: Run, device: str, waits: bool = False) -> Prepared:
+def shared_pool(device: str) -> Pool | None:
+    """Make a pool in which the graphs of one case may reuse each other's memory.
+
+    They run one after the other, and what one leaves there nobody reads after the next has run.
+    """
+    return torch.cuda.graph_pool_handle() if device == "cuda" else None
+
+
+def prepare(run: Run, device: str, pool: Pool | None, waits: bool = False) -> Prepared:
     """Capture a candidate in a CUDA graph where one can hold it.
 
     Args:
         run: Enqueues the work and gives its results.
         device: "cuda" or "cpu".
+        pool: Where the graph allocates.
         waits: Whether `run` waits for the device.
     """
     if device == "cpu":
@@ -59,7 +69,7 @@ def prepare(run: Run, device: str, waits: bool = False) -> Prepared:
     if waits:
         return Prepared(run, outputs, "events")
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         outputs = run()
     return Prepared(graph.replay, outputs, "graph")
 
