@@ -20,6 +20,7 @@ import gpu_gemm
 import gpu_linear
 import gpu_step
 from cards import device_facts, unavailable
+from gpu_block import decoder_case
 from gpu_results import Case, Settings
 from report import as_json, choices, console, json_path, parsed, progress, write_part
 from shapes import Layer, parse_layers, parse_numbers
@@ -45,7 +46,7 @@ def cases_of(
 ) -> list[Case]:
     """List the cases of one part in the order of its tables."""
     if part == "step":
-        return [gpu_step.decoder_case(m, o, smoke) for m in tokens for o in outliers]
+        return [decoder_case(m, o, smoke) for m in tokens for o in outliers]
     return [
         Case(layer, m, o, done)
         for done in (passes if part == "linear" else ["forward"])
