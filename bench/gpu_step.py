@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-
 from bench_step import GRADIENT_TOLERANCE, INT8_OPS, LOSS_TOLERANCE
 from checks import CheckError, op_counts, require
 from gpu_block import Training

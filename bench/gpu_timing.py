@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ FLUSH_BYTES = 64 * 2**20  # at least
 # The device idles this long before the first event, so that all launches are queued by then.
 HOLD_CYCLES = 2_000_000
 
-Pool = tuple[int, int]
+Pool = Any  # what torch.cuda.graph_pool_handle gives
 Run = Callable[[], tuple[Tensor, ...]]
 
 
