@@ -90,15 +90,22 @@ record() {
 # What runs now, since the stages' own output goes to their logs.
 begin() { printf '== %s ... (%d s)\n' "$1" "$SECONDS"; }
 
-imports() { "$python" -c "import $1" 2>/dev/null; }
+installed() {
+  "$python" -c 'import importlib.util, sys
+sys.exit(importlib.util.find_spec(sys.argv[1]) is None)' "$1"
+}
 
 check_machine() {
   command -v "$python" >/dev/null || fail "no $python on PATH; set PYTHON to one that has torch"
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    fail "$("$python" --version) is too old; set PYTHON to 3.11 or newer that has torch"
-  imports torch || fail "$python has no torch; set PYTHON to an interpreter that has it"
   "$python" - <<'PY' || exit 1
-import sys, torch
+import sys
+other = "set PYTHON to 3.11 or newer that has torch"
+if sys.version_info < (3, 11):
+    sys.exit(f"gpu.sh: {sys.executable} is Python {sys.version.split()[0]}; {other}")
+try:
+    import torch
+except ImportError as error:
+    sys.exit(f"gpu.sh: {sys.executable} cannot import torch ({error}); {other}")
 if not torch.cuda.is_available():
     built = torch.version.cuda or "no CUDA"
     sys.exit(f"gpu.sh: torch {torch.__version__} (built for {built}) sees no GPU; nvidia-smi says why")
@@ -117,18 +124,20 @@ install_wheels() {
     "$python" -m pip install --quiet --no-index --no-deps --upgrade --target "$site" \
       "$wheels"/*.whl || fail "pip could not install the wheels; are they for $("$python" --version)?"
   fi
-  local module missing=()
-  for module in pip pybind11 scikit_build_core numpy typer rich pytest; do
-    imports "$module" || missing+=("$module")
-  done
-  for module in cmake ninja; do
-    command -v "$module" >/dev/null || missing+=("$module")
-  done
-  ((${#missing[@]} == 0)) ||
-    fail "missing: ${missing[*]}" 'carry their wheels in a folder and name it with --wheels; see --help'
-  [[ -n $cutlass ]] || "$python" -c 'import importlib.util as u, sys
-sys.exit(u.find_spec("cutlass_library") is None)' ||
-    fail "no headers of CUTLASS: name their folder with --cutlass, or carry the wheel nvidia-cutlass"
+  local missing
+  missing=$("$python" - "$cutlass" <<'PY'
+import importlib.util, shutil, sys
+modules = ["pip", "pybind11", "scikit_build_core", "numpy", "typer", "rich", "pytest"]
+if not sys.argv[1]:
+    modules += ["cutlass_library"]
+missing = [name for name in modules if importlib.util.find_spec(name) is None]
+print(*missing, *(name for name in ("cmake", "ninja") if shutil.which(name) is None))
+PY
+  )
+  [[ $missing != *cutlass_library* ]] ||
+    fail 'no headers of CUTLASS: name their folder with --cutlass, or carry the wheel nvidia-cutlass'
+  [[ -z $missing ]] ||
+    fail "missing: $missing" 'carry their wheels in a folder and name it with --wheels; see --help'
 }
 
 build() {
@@ -166,8 +175,8 @@ PY
 run_tests() {
   begin tests
   local options=(-m 'cuda and not slow' -p no:cacheprovider -W default) status=0 line
-  imports transformers || options+=(--ignore=tests/test_transformers.py)
-  ! imports xdist || options+=(-n 4)
+  installed transformers || options+=(--ignore=tests/test_transformers.py)
+  ! installed xdist || options+=(-n 4)
   timeout "$(($(remaining) / 2))" "$python" -m pytest tests "${options[@]}" \
     >"$output/tests.log" 2>&1 || status=$?
   line=$(grep -E '^=+ .* in [0-9.]+s' "$output/tests.log" | tail -n 1 | tr -d =)
@@ -235,7 +244,7 @@ if chosen sanitizer; then sanitize; fi
 if chosen bench; then
   bench gemm 20
   bench linear 60 --compile
-  if imports transformers; then
+  if installed transformers; then
     bench step 80 --compile
   else
     record 'bench step' 'not run: transformers is not installed'
