@@ -66,7 +66,8 @@ def measure(case: Case, settings: Settings, skipped: dict[str, str]) -> Iterator
     pool = shared_pool(device)
     prepared: dict[str, Prepared] = {}
     errors: dict[str, float] = {}
-    for name, arm in arms(config.threshold, config.outlier_capacity, settings.compiled).items():
+    split = config.threshold, config.outlier_capacity
+    for name, arm in arms(*split, settings.compiled, backward).items():
         peer = peer_of(arm, problem)
         try:
             check_peer(name, peer, problem, wanted)

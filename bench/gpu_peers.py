@@ -114,12 +114,15 @@ def int8tile_layer(threshold: float | None, capacity: int | None) -> Product:
     return layer
 
 
-def arms(threshold: float | None, capacity: int | None, compiled: bool) -> dict[str, Arm]:
+def arms(
+    threshold: float | None, capacity: int | None, compiled: bool, trains: bool
+) -> dict[str, Arm]:
     """List the candidates by name; torch.compile's variants with `compiled`."""
+    op = f"int8tile::linear_forward{'' if trains else '_only'}"
     found = {
         BASELINE: Arm(functional.linear, "aten::linear", split=True),
-        "int8": Arm(int8tile_layer(None, None), "int8tile::linear_forward"),
-        INT8TILE: Arm(int8tile_layer(threshold, capacity), "int8tile::linear_forward", split=True),
+        "int8": Arm(int8tile_layer(None, None), op),
+        INT8TILE: Arm(int8tile_layer(threshold, capacity), op, split=True),
         "int_mm": Arm(three_products(int_mm.multiply_both), "aten::_int_mm"),
         "fp8": Arm(three_products(multiply_fp8), "aten::_scaled_mm"),
         "bitsandbytes-style": Arm(SplitLinear.apply, "aten::_int_mm", split=True, waits=True),

@@ -61,7 +61,7 @@ def measure(case: Case, settings: Settings, skipped: dict[str, str]) -> Iterator
         CheckError: int8tile is wrong. Another arm is left out instead.
     """
     training = Training(case, settings)
-    peers = arms(None, None, settings.compiled)
+    peers = arms(None, None, settings.compiled, True)
     everything: dict[str, Arm | str] = {BASELINE: peers.pop(BASELINE)}
     everything |= {name: name for name in CONVERTED}
     everything |= {name: arm for name, arm in peers.items() if name not in CONVERTED}
