@@ -46,8 +46,13 @@ struct Input {
         workspace(cuda::quantize_workspace(m, k) + 1) {}
 
   cuda::QuantizedInput quantized() const {
-    return {values.get(), high.get(),  saved.get(), split.capacity ? saved_high.get() : nullptr,
-            scale.get(),  index.get(), count.get()};
+    return {.values = values.get(),
+            .high = high.get(),
+            .saved_values = saved.get(),
+            .saved_high = split.capacity ? saved_high.get() : nullptr,
+            .scale = scale.get(),
+            .index = index.get(),
+            .count = count.get()};
   }
   void quantize(const cuda::Stream& stream) const {
     cuda::quantize_input(x.view(), split, {}, quantized(), workspace.get(), stream);
