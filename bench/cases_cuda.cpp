@@ -37,13 +37,13 @@ struct Input {
       : x(m, k, 1.0f, outliers),
         split{5.0f, 12, outliers},
         values(m * padded(k)),
-        high(m * padded(outliers) + 1),
+        high(m * padded(outliers)),
         saved(k * padded(m)),
-        saved_high(outliers * padded(m) + 1),
+        saved_high(outliers * padded(m)),
         scale(m),
-        index(outliers + 1),
+        index(outliers),
         count(2),
-        workspace(cuda::quantize_workspace(m, k) + 1) {}
+        workspace(cuda::quantize_workspace(m, k)) {}
 
   cuda::QuantizedInput quantized() const {
     return {.values = values.get(),
@@ -77,7 +77,7 @@ void run_gemm(benchmark::State& state, int64_t m, Layer layer, int64_t outliers)
   Replay replay;
   DeviceArray<int8_t> a(m * layer.k), b(layer.n * layer.k);
   const int64_t columns = padded(outliers);
-  DeviceArray<int8_t> a_high(m * columns + 1), b_high(layer.n * columns + 1);
+  DeviceArray<int8_t> a_high(m * columns), b_high(layer.n * columns);
   for (DeviceArray<int8_t>* each : {&a, &b, &a_high, &b_high}) each->repeat(random_int8());
   DeviceArray<int32_t> out(m * layer.n), count(1);
   count.repeat({static_cast<int32_t>(outliers)});

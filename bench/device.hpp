@@ -26,7 +26,7 @@ template <class T>
 class DeviceArray {
  public:
   explicit DeviceArray(int64_t count) : count_(count) {
-    check(cudaMalloc(&data_, bytes()), "cudaMalloc");
+    check(cudaMalloc(&data_, std::max<std::size_t>(bytes(), 1)), "cudaMalloc");
   }
   ~DeviceArray() { cudaFree(data_); }
   DeviceArray(const DeviceArray&) = delete;
