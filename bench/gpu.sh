@@ -236,21 +236,25 @@ write_part(Path(sys.argv[1]), "checks", {"environment": device_facts("cuda"), "o
 ' "$output/gpu.json"
 }
 
-check_machine
-install_wheels
-if chosen build; then build; else check_installed; fi
-if chosen tests; then run_tests; fi
-if chosen sanitizer; then sanitize; fi
-if chosen bench; then
-  bench gemm 20
-  bench linear 60 --compile
-  if installed transformers; then
-    bench step 80 --compile
-  else
-    record 'bench step' 'not run: transformers is not installed'
+main() {
+  check_machine
+  install_wheels
+  if chosen build; then build; else check_installed; fi
+  if chosen tests; then run_tests; fi
+  if chosen sanitizer; then sanitize; fi
+  if chosen bench; then
+    bench gemm 20
+    bench linear 60 --compile
+    if installed transformers; then
+      bench step 80 --compile
+    else
+      record 'bench step' 'not run: transformers is not installed'
+    fi
   fi
-fi
-write_summary || record summary "FAILED: not written to $output/gpu.json"
-printf '\nSummary after %d s; results in %s\n' "$SECONDS" "$output"
-for name in "${!outcome[@]}"; do printf '  %-14s %s\n' "$name" "${outcome[$name]}"; done
+  write_summary || record summary "FAILED: not written to $output/gpu.json"
+  printf '\nSummary after %d s; results in %s\n' "$SECONDS" "$output"
+  for name in "${!outcome[@]}"; do printf '  %-14s %s\n' "$name" "${outcome[$name]}"; done
+}
+
+main
 exit "$failed"

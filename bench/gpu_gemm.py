@@ -148,8 +148,8 @@ def measure(case: Case, settings: Settings, skipped: dict[str, str]) -> Iterator
             ready = prepare(run, device, pool)
             errors[name] = check(name, replay(ready)[0], wanted, tolerance)
             prepared[name] = ready
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever it is, the others still run
             if name in OURS:
-                raise CheckError(f"{name}: {error}") from error
-            skipped[f"{name}: {case}"] = str(error)
+                raise CheckError(f"{name}: {type(error).__name__}: {error}") from error
+            skipped[f"{name}: {case}"] = f"{type(error).__name__}: {error}"
     yield from records("gemm", case, case.operations, prepared, errors, settings)

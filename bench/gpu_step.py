@@ -79,10 +79,10 @@ def measure(case: Case, settings: Settings, skipped: dict[str, str]) -> Iterator
             (got,) = replay(ready)
             require(abs(float(got) - loss) <= LOSS_TOLERANCE * loss, f"{name}: loss {float(got)}")
             prepared[name] = ready
-        except (RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever it is, the others still run
             if name in (*OURS, *CONVERTED):
-                raise CheckError(f"{name}: {error}") from error
-            skipped[f"{name}: {case}"] = str(error)
+                raise CheckError(f"{name}: {type(error).__name__}: {error}") from error
+            skipped[f"{name}: {case}"] = f"{type(error).__name__}: {error}"
     found = training.outliers_found()
     for result in records("step", case, operations(training), prepared, errors, settings):
         yield {**result, "outliers_found": found}
