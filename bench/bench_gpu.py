@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,15 @@ DEVICES = ("cuda", "cpu")
 PASSES = ("forward", "both")
 
 
+@dataclass
+class Outcome:
+    """What a part gave: records, what was left out and why, and int8tile's failures."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
 def cases_of(
     part: str,
     layers: list[Layer],
@@ -59,7 +69,7 @@ def cases_of(
 
 def run_part(
     part: str, cases: list[Case], settings: Settings, deadline: float
-) -> tuple[list[dict[str, Any]], dict[str, str], dict[str, str]]:
+) -> Iterator[Outcome]:
     """Measure the cases of one part.
 
     Args:
@@ -69,27 +79,23 @@ def run_part(
         deadline: No case starts after this time of `time.monotonic`.
 
     Returns:
-        Records, candidates and cases left out with the reason, and int8tile's failures.
+        What there is so far, after each case.
     """
-    results: list[dict[str, Any]] = []
-    skipped: dict[str, str] = {}
-    failed: dict[str, str] = {}
+    outcome = Outcome()
     with progress(len(cases)) as step:
         for case in cases:
             step(f"{part}: {case}")
             if time.monotonic() > deadline:
-                skipped[f"{part}: {case}"] = "the time limit was reached"
-                continue
-            try:
-                results += PARTS[part](case, settings, skipped)
-            except Exception as error:  # the other cases still run; the status tells
-                failed[f"{part}: {case}"] = f"{type(error).__name__}: {error}"
-    return results, skipped, failed
+                outcome.skipped[f"{part}: {case}"] = "the time limit was reached"
+            else:
+                try:
+                    outcome.results += PARTS[part](case, settings, outcome.skipped)
+                except Exception as error:  # the other cases still run; the status tells
+                    outcome.failed[f"{part}: {case}"] = f"{type(error).__name__}: {error}"
+            yield outcome
 
 
-def print_report(
-    facts: dict[str, Any], results: list[dict[str, Any]], notes: dict[str, dict[str, str]]
-) -> None:
+def print_report(facts: dict[str, Any], outcomes: list[Outcome]) -> None:
     """Print the device, what was left out or failed, and the tables."""
     out = console()
     peak = facts["int8_peak_tops"]
@@ -99,10 +105,11 @@ def print_report(
         f"{facts['device']}, {known}, torch {facts['torch']}{cuda}, {facts['date']}",
         highlight=False,
     )
-    for word, named in notes.items():
-        for name, why in named.items():
-            out.print(f"{word} {name}: {why}", highlight=False, markup=False)
-    gpu_tables(results)
+    for outcome in outcomes:
+        for word, named in (("left out", outcome.skipped), ("FAILED", outcome.failed)):
+            for name, why in named.items():
+                out.print(f"{word} {name}: {why}", highlight=False, markup=False)
+    gpu_tables([result for outcome in outcomes for result in outcome.results])
 
 
 def main(
@@ -150,18 +157,16 @@ def main(
         raise typer.Exit(1)
     facts = device_facts(device)
     settings = Settings(device, budget, compiled, smoke, facts["int8_peak_tops"])
-    everything: list[dict[str, Any]] = []
-    notes: dict[str, dict[str, str]] = {"left out": {}, "FAILED": {}}
+    outcomes: list[Outcome] = []
     for part in chosen:
         cases = cases_of(part, layers, *numbers, done, smoke)
-        results, skipped, failed = run_part(part, cases, settings, deadline)
-        content = as_json("gpu", arguments, facts, results, skipped)
-        write_part(json, part, {**content, "failed": failed})
-        everything += results
-        notes["left out"] |= skipped
-        notes["FAILED"] |= failed
-    print_report(facts, everything, notes)
-    if notes["FAILED"]:
+        outcome = Outcome()
+        for outcome in run_part(part, cases, settings, deadline):
+            content = as_json("gpu", arguments, facts, outcome.results, outcome.skipped)
+            write_part(json, part, {**content, "failed": outcome.failed})
+        outcomes.append(outcome)
+    print_report(facts, outcomes)
+    if any(outcome.failed for outcome in outcomes):
         raise typer.Exit(1)
 
 

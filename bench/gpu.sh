@@ -218,7 +218,7 @@ sanitize() {
 bench() {
   local part=$1 seconds=$(($(remaining) * $2 / 100)) status=0
   shift 2
-  timeout $((seconds + 20)) "$python" bench/bench_gpu.py --parts "$part" --limit "$seconds" \
+  timeout $((seconds + 45)) "$python" bench/bench_gpu.py --parts "$part" --limit "$seconds" \
     --budget 0.5 --json "$output/gpu.json" "$@" || status=$?
   ((status == 0)) && record "bench $part" passed || record "bench $part" "FAILED (status $status)"
 }
@@ -244,9 +244,9 @@ main() {
   if chosen sanitizer; then sanitize; fi
   if chosen bench; then
     bench gemm 20
-    bench linear 60 --compile
+    bench linear 50 --compile
     if installed transformers; then
-      bench step 80 --compile
+      bench step 70 --compile
     else
       record 'bench step' 'not run: transformers is not installed'
     fi

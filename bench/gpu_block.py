@@ -104,6 +104,7 @@ class Training:
 
     def gradients(self, block: Block, arm: Arm | str) -> tuple[float, Tensor]:
         """Give the loss and all gradients in one float32 vector."""
+        block.zero_grad(set_to_none=True)  # of an arm that broke
         with as_arm(block, arm):
             loss = self.loss(block)
             loss.backward()
