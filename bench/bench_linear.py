@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import nn
 
 from checks import check_exact, check_peer
 from peers import INT8TILE, OURS, Peer, Problem, builders, int8tile_config, names
@@ -23,8 +22,6 @@ from shapes import Layer, parse_layers, parse_numbers
 from tables import linear_tables
 from timing import Candidate, alternate
 
-REGULAR_LIMIT = 4.0  # below int8tile's and bitsandbytes' thresholds, 5 and 6
-OUTLIER_LEVEL = 20.0
 PASSES = ("forward", "both")
 WEIGHTS = ("each", "frozen")
 
@@ -47,17 +44,10 @@ class Case:
         )
 
     def problem(self) -> Problem:
-        """Make inputs with exactly as many outlier columns as wanted."""
-        torch.manual_seed(0)
-        n, k = self.layer.n, self.layer.k
-        x = torch.randn(self.tokens, k).clamp_(-REGULAR_LIMIT, REGULAR_LIMIT)
-        columns = torch.randperm(k)[: self.outliers]
-        x[:, columns] *= OUTLIER_LEVEL
-        x[0, columns] = OUTLIER_LEVEL
-        linear = nn.Linear(k, n)
-        backward = self.passes == "both"
-        return Problem(
-            x, linear, torch.randn(self.tokens, n), self.outliers, self.weight == "frozen", backward
+        """Make the inputs."""
+        frozen, backward = self.weight == "frozen", self.passes == "both"
+        return Problem.random(
+            self.layer.n, self.layer.k, self.tokens, self.outliers, frozen, backward
         )
 
 

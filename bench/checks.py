@@ -73,17 +73,25 @@ def check_peer(name: str, peer: Peer, problem: Problem, wanted: tuple[Tensor, ..
         CheckError: An error is too large, or there is none where there must be one, or the
             operator that should run did not.
     """
-    got = peer.run()
+    errors = check_errors(name, peer.run(), peer, problem, wanted)
+    ops = op_counts(peer.run)
+    require(peer.op in ops, f"{name}: {peer.op} did not run; seen {sorted(ops)}")
+    return errors
+
+
+def check_errors(
+    name: str, got: tuple[Tensor, ...], peer: Peer, problem: Problem, wanted: tuple[Tensor, ...]
+) -> list[float]:
+    """Compare one candidate's results with float32's; see `check_peer`."""
     require(len(got) == len(wanted), f"{name}: {len(got)} results, not {len(wanted)}")
     errors = [relative_error(a, b) for a, b in zip(got, wanted, strict=True)]
     tolerance = PLAIN_TOLERANCE if problem.outliers and not peer.split else SPLIT_TOLERANCE
     shown = ", ".join(f"{error:.2g}" for error in errors)
-    require(max(errors) <= tolerance, f"{name}: an error of {shown} is above {tolerance}")
+    within = all(error <= tolerance for error in errors)  # unlike max, false for NaN
+    require(within, f"{name}: an error of {shown} is above {tolerance}")
     if name != "fp32":
         # With an error of exactly zero a float path ran in silence.
         require(errors[0] > 0, f"{name}: equals float32, so the int8 path did not run")
-    ops = op_counts(peer.run)
-    require(peer.op in ops, f"{name}: {peer.op} did not run; seen {sorted(ops)}")
     return errors
 
 

@@ -20,8 +20,8 @@ Multiply = Callable[[Tensor, Operand], Tensor]
 
 def quantize_rows(matrix: Tensor) -> Operand:
     """Quantize each row to int8 by its absmax."""
-    scale = matrix.abs().amax(1) / INT8_MAX
-    q = (matrix * (1 / scale.clamp(min=1e-12))[:, None]).round().to(torch.int8)
+    scale = matrix.abs().amax(1).float() / INT8_MAX
+    q = (matrix.float() * (1 / scale.clamp(min=1e-12))[:, None]).round().to(torch.int8)
     return q, scale
 
 
@@ -29,7 +29,8 @@ def multiply(a: Tensor, b: Operand) -> Tensor:
     """Compute a[m, k] @ b[n, k].T, a quantised in the call."""
     a8, a_scale = quantize_rows(a)
     b8, b_scale = b
-    return torch._int_mm(a8.contiguous(), b8.t()) * b_scale * a_scale[:, None]
+    product = torch._int_mm(a8.contiguous(), b8.t()) * b_scale * a_scale[:, None]
+    return product.to(a.dtype)
 
 
 def multiply_both(a: Tensor, b: Tensor) -> Tensor:

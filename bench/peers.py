@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from int8tile import Int8TileConfig, _core
 from int8tile.nn import Int8Linear
 from int_mm import FrozenWeight, Functions, int_mm_linear
 
+REGULAR_LIMIT = 4.0  # below int8tile's and bitsandbytes' thresholds, 5 and 6
+OUTLIER_LEVEL = 20.0
 BITSANDBYTES_THRESHOLD = 6.0
 INT8TILE = "int8-split"
 OURS = ("fp32", "int8", INT8TILE)  # must run and be right; the others may drop out
@@ -26,12 +29,26 @@ Layer = Callable[[Tensor], Tensor]
 class Problem:
     """A linear layer, its input and, with `backward`, the gradient of its output."""
 
-    x: Tensor  # [m, k] float32
+    x: Tensor  # [m, k]
     linear: nn.Linear
-    grad_output: Tensor  # [m, n] float32
+    grad_output: Tensor  # [m, n]
     outliers: int
     frozen: bool
     backward: bool
+
+    @classmethod
+    def random(
+        cls, n: int, k: int, tokens: int, outliers: int, frozen: bool, backward: bool,
+        bias: bool = True, **where: Any,  # noqa: ANN401 - device and dtype
+    ) -> Problem:  # fmt: skip
+        """Make normal values, cut at 4, with exactly as many outlier columns as wanted."""
+        torch.manual_seed(0)
+        x = torch.randn(tokens, k, **where).clamp_(-REGULAR_LIMIT, REGULAR_LIMIT)
+        columns = torch.randperm(k)[:outliers]
+        x[:, columns] *= OUTLIER_LEVEL
+        x[0, columns] = OUTLIER_LEVEL
+        linear = nn.Linear(k, n, bias, **where)
+        return cls(x, linear, torch.randn(tokens, n, **where), outliers, frozen, backward)
 
 
 @dataclass(frozen=True)
@@ -49,9 +66,10 @@ class Peer:
     split: bool = False
 
 
-def _runner(
+def runner(
     layer: Layer, problem: Problem, parameters: tuple[Tensor, ...], dtype: torch.dtype
 ) -> Callable[[], tuple[Tensor, ...]]:
+    """Make the call that gives y and, with backward, the gradients of x and of what is trained."""
     x = problem.x.to(dtype)
     if not problem.backward:
 
@@ -74,7 +92,7 @@ def _runner(
 def _of_module(
     module: nn.Module, problem: Problem, op: str, dtype: torch.dtype = torch.float32, **facts: bool
 ) -> Peer:
-    return Peer(_runner(module, problem, tuple(module.parameters()), dtype), op, **facts)
+    return Peer(runner(module, problem, tuple(module.parameters()), dtype), op, **facts)
 
 
 def _copy(problem: Problem, dtype: torch.dtype = torch.float32) -> nn.Linear:
@@ -103,7 +121,7 @@ def _int_mm(problem: Problem, functions: Functions) -> Peer:
     def layer(x: Tensor) -> Tensor:
         return int_mm_linear(x, weight, bias, functions, ready)
 
-    return Peer(_runner(layer, problem, (weight, bias), torch.float32), "aten::_int_mm")
+    return Peer(runner(layer, problem, (weight, bias), torch.float32), "aten::_int_mm")
 
 
 def _fbgemm(problem: Problem) -> Peer:
@@ -113,7 +131,7 @@ def _fbgemm(problem: Problem) -> Peer:
         from torch.ao.quantization import quantize_dynamic
 
         module = quantize_dynamic(nn.Sequential(_copy(problem)), {nn.Linear}, torch.qint8)
-    return Peer(_runner(module, problem, (), torch.float32), "quantized::linear_dynamic")
+    return Peer(runner(module, problem, (), torch.float32), "quantized::linear_dynamic")
 
 
 def _bitsandbytes(problem: Problem) -> Peer:
@@ -124,7 +142,7 @@ def _bitsandbytes(problem: Problem) -> Peer:
     module.load_state_dict(problem.linear.state_dict())
     module = module.to("cpu").train(problem.backward)  # on CPUs it trains in float, dequantised
     op = "MatMul8bitFp" if problem.backward else "aten::_int_mm"
-    return Peer(_runner(module, problem, (), torch.float32), op, split=True)
+    return Peer(runner(module, problem, (), torch.float32), op, split=True)
 
 
 def _torchao(config: str, home: str, problem: Problem, compiled: bool, **options: bool) -> Peer:
@@ -134,7 +152,7 @@ def _torchao(config: str, home: str, problem: Problem, compiled: bool, **options
     quantize_(model, getattr(importlib.import_module(home), config)(**options))
     parameters = tuple(model.parameters())
     layer: Layer = torch.compile(model, dynamic=False) if compiled else model
-    return Peer(_runner(layer, problem, parameters, torch.float32), "aten::_int_mm")
+    return Peer(runner(layer, problem, parameters, torch.float32), "aten::_int_mm")
 
 
 def _torchao_training(problem: Problem, compiled: bool = False) -> Peer:

@@ -88,16 +88,35 @@ def write_json(
     skipped: Mapping[str, str],
 ) -> None:
     """Write one benchmark's results; nothing without a path."""
-    if path is None:
-        return
-    content = {
+    if path is not None:
+        content = as_json(benchmark, arguments, facts, results, skipped)
+        path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+def as_json(
+    benchmark: str,
+    arguments: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    skipped: Mapping[str, str],
+) -> dict[str, Any]:
+    """Give one benchmark's results as they are written."""
+    return {
         "benchmark": benchmark,
         "environment": facts,
         "arguments": arguments,
         "skipped": skipped,
         "results": results,
     }
-    path.write_text(json.dumps(content, indent=1, default=str) + "\n")
+
+
+def write_part(path: Path | None, part: str, content: Mapping[str, Any]) -> None:
+    """Put one part into a file of several; the others keep what they hold."""
+    if path is None:
+        return
+    parts = json.loads(path.read_text())["parts"] if path.exists() else {}
+    text = json.dumps({"parts": {**parts, part: content}}, default=str)
+    path.write_text(text + "\n")
 
 
 def console() -> Console:

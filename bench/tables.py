@@ -12,6 +12,12 @@ from report import console
 
 Result = Mapping[str, Any]
 MEBI = 2**20
+GPU_TITLES = {
+    ("gemm", "forward"): "GEMM on ready operands",
+    ("linear", "forward"): "linear layer, weight quantised in each call: forward",
+    ("linear", "both"): "linear layer, weight quantised in each call: forward + backward",
+    ("step", "step"): "training step of a decoder block: forward, backward, AdamW",
+}
 WEIGHTS = {"each": "in each call", "frozen": "once"}
 
 
@@ -103,3 +109,38 @@ def step_table(results: Sequence[Result]) -> None:
         rows.append([model, r["arm"], *cells, f"{r['loss']:.4f}", f"{r['gradient_error']:.2g}"])
     columns = ["model", "arm", "step", "tokens/s", "x fp32", "peak MiB", "saved MiB", "by linears"]
     print_table("training step", [*columns, "loss", "gradient error"], rows)
+
+
+def gpu_tables(results: Sequence[Result]) -> None:
+    """Print a table for each part and pass; a line for each candidate."""
+
+    def group(r: Result) -> tuple[Any, ...]:
+        return r["part"], r["pass"]
+
+    def case(r: Result) -> tuple[Any, ...]:
+        return r["layer"], r["n"], r["k"], r["tokens"], r["outliers"]
+
+    for kind, chosen in groupby(results, group):
+        rows: list[list[str] | None] = []
+        for (layer, n, k, tokens, outliers), members in groupby(chosen, case):
+            shape = f"\\[{tokens}, {k}] x \\[{k}, {n}]"
+            labels = [layer, f"{tokens} tokens" if kind[1] == "step" else shape]
+            labels.append(f"{outliers} outliers")
+            for label, r in zip_longest(labels, members, fillvalue=None):
+                rows.append([label or "", *(_gpu_cells(r) if r else [])])
+            rows.append(None)
+        columns = ["", "candidate", "time", "TOPS", "of int8 peak", "x bf16 (quartiles)", "error"]
+        print_table(GPU_TITLES[kind], [*columns, "timed by"], rows)
+
+
+def _gpu_cells(result: Result) -> list[str]:
+    share = result["share_of_int8_peak"]
+    return [
+        result["candidate"],
+        seconds(result["seconds"]["median"]),
+        f"{result['tops']:.3g}",
+        "" if share is None else f"{share * 100:.0f} %",
+        times(result["speed_against_bf16"]),
+        f"{result['error'] * 100:.2g} %",
+        result["timed"],
+    ]
