@@ -1,12 +1,45 @@
-"""Fixtures of every test: the instruction set, the thread count and a seeded generator."""
+"""Fixtures of every test: device, instruction set, thread count and a seeded generator."""
 
 import zlib
 
 import numpy as np
 import pytest
+import torch
 
 from emulated import emulated_core, ops  # noqa: F401 - fixtures
 from int8tile import _core
+
+
+def no_gpu():
+    """Why no test can run on a GPU here; None where one can."""
+    if not _core.cuda_compiled:
+        return "built without CUDA"
+    if not torch.backends.cuda.is_built():
+        return "no CUDA device: this torch is built without CUDA"
+    if not torch.cuda.is_available():
+        return f"no CUDA device: {_core.cuda_unavailable() or 'torch sees none'}"
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A test that a parameter sends to a GPU is marked, so that `-m cuda` selects it."""
+    for item in items:
+        if hasattr(item, "callspec") and "cuda" in (
+            item.callspec.params.get(name) for name in ("device", "ops")
+        ):
+            item.add_marker(pytest.mark.cuda)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda") and (why := no_gpu()):
+        pytest.skip(why)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    """Each device; cuda is a skip that says so where there is none."""
+    return torch.device("cuda", 0) if request.param == "cuda" else torch.device("cpu")
 
 
 @pytest.fixture(params=_core.compiled_isas())

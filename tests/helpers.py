@@ -21,31 +21,35 @@ def dtype_name(value):
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
 
 
-def randn(*shape, dtype=torch.float32, seed=0, requires_grad=False):
+def randn(*shape, dtype=torch.float32, seed=0, requires_grad=False, device="cpu"):
+    """Normal values, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(shape, generator=generator).to(dtype)
+    values = torch.randn(shape, generator=generator).to(device, dtype)
     return values.requires_grad_(requires_grad)
 
 
-def activations(*shape, dtype=torch.float32, seed=0, outliers=(3, 17, 40), factor=40.0):
+def activations(
+    *shape, dtype=torch.float32, seed=0, outliers=(3, 17, 40), factor=40.0, device="cpu"
+):
     """Normal values with a few columns `factor` times as large."""
     x = randn(*shape, seed=seed)
     columns = [j for j in outliers if j < shape[-1]]
     x[..., columns] *= factor
-    return x.to(dtype)
+    return x.to(device, dtype)
 
 
-def tensors(*lead, k=70, n=66, dtype=torch.float32, needs="xwb"):
+def tensors(*lead, k=70, n=66, dtype=torch.float32, needs="xwb", device="cpu"):
     """Input with outliers, weight, bias and output gradient; `needs` names those that train."""
-    x = activations(*lead, k, dtype=dtype).requires_grad_("x" in needs)
-    w = randn(n, k, dtype=dtype, seed=1, requires_grad="w" in needs)
-    bias = randn(n, dtype=dtype, seed=2, requires_grad="b" in needs)
-    return x, w, bias, randn(*lead, n, dtype=dtype, seed=3)
+    like = {"dtype": dtype, "device": device}
+    x = activations(*lead, k, **like).requires_grad_("x" in needs)
+    w = randn(n, k, **like, seed=1, requires_grad="w" in needs)
+    bias = randn(n, **like, seed=2, requires_grad="b" in needs)
+    return x, w, bias, randn(*lead, n, **like, seed=3)
 
 
 def array(tensor):
     """A tensor's values as float32 in numpy (integers keep their type)."""
-    tensor = tensor.detach()
+    tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
@@ -57,7 +61,7 @@ def matrix(tensor):
 def same(actual, expected):
     """Equal bit for bit (NaN to NaN), in shape and in dtype; numpy values are cast to the dtype."""
     if isinstance(expected, np.ndarray):
-        expected = torch.from_numpy(expected).to(actual.dtype)
+        actual, expected = actual.cpu(), torch.from_numpy(expected).to(actual.dtype)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 

@@ -1,6 +1,7 @@
 """Every argument the raw ops refuse: the message, and a call that is refused with it.
 
-The tensors are made when the call runs, so the same tables serve real, fake and meta tensors.
+The tensors are made when the call runs, on torch's default device, so the same tables serve every
+device, and real, fake and meta tensors.
 """
 
 import torch

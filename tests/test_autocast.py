@@ -23,21 +23,21 @@ CONFIGS = {
 EACH_CONFIG = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
-def leaves(dtype=torch.float32, weight_dtype=torch.float32):
-    x = activations(3, 5, 64, dtype=dtype).requires_grad_()
-    w = randn(48, 64, dtype=weight_dtype, seed=1, requires_grad=True)
-    return x, w, randn(48, dtype=weight_dtype, seed=2, requires_grad=True)
+def leaves(device, dtype=torch.float32):
+    x = activations(3, 5, 64, dtype=dtype, device=device).requires_grad_()
+    w = randn(48, 64, seed=1, requires_grad=True, device=device)
+    return x, w, randn(48, seed=2, requires_grad=True, device=device)
 
 
 @HALVES
 @pytest.mark.parametrize("switches", [{}, {"forward": False}], ids=["int8", "float_forward"])
 @pytest.mark.parametrize("input", ["float32", "half"])
-def test_autocast_gives_the_dtypes_of_float_linear(input, switches, half):
-    x, w, bias = leaves(half if input == "half" else torch.float32)
+def test_autocast_gives_the_dtypes_of_float_linear(input, switches, half, device):
+    x, w, bias = leaves(device, half if input == "half" else torch.float32)
     dtypes = []
     for function in (float_linear, lambda *args: ops.linear_switched(*args, **switches)):
         x.grad = w.grad = bias.grad = None
-        with torch.autocast("cpu", half):
+        with torch.autocast(device.type, half):
             y = function(x, w, bias)
         y.backward(torch.ones_like(y))
         dtypes.append([y.dtype, x.grad.dtype, w.grad.dtype, bias.grad.dtype])
@@ -46,11 +46,11 @@ def test_autocast_gives_the_dtypes_of_float_linear(input, switches, half):
 
 
 @HALVES
-def test_autocast_quantises_the_full_precision_operands(half):
-    x, w, bias = leaves()
-    with torch.autocast("cpu", half):
+def test_autocast_quantises_the_full_precision_operands(half, device):
+    x, w, bias = leaves(device)
+    with torch.autocast(device.type, half):
         y = ops.linear(x, w, bias)
-    g = randn(*y.shape, dtype=half, seed=3)
+    g = randn(*y.shape, dtype=half, seed=3, device=device)
     y.backward(g)
     expected = expected_linear(x, w, bias, g)
     same(y.detach(), expected.output)
@@ -58,32 +58,35 @@ def test_autocast_quantises_the_full_precision_operands(half):
     same(w.grad, expected.grad_weight)
 
 
-def test_autocast_can_be_switched_off():
-    x, w, bias = leaves()
-    with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
+def test_autocast_can_be_switched_off(device):
+    x, w, bias = leaves(device)
+    kind = device.type
+    with torch.autocast(kind, torch.bfloat16), torch.autocast(kind, enabled=False):
         assert ops.linear(x, w, bias).dtype == torch.float32
 
 
-def test_autocast_with_a_frozen_weight_and_its_packed_copy():
-    layer, x = Int8Linear(64, 48).requires_grad_(False), leaves()[0]
+@HALVES
+def test_autocast_with_a_frozen_weight_and_its_packed_copy(half, device):
+    layer, x = Int8Linear(64, 48, device=device).requires_grad_(False), leaves(device)[0]
     whole = layer(x)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, half):
         y = layer(x)
-    same(y, whole.bfloat16())
+    same(y, whole.to(half))
     y.sum().backward()
     assert x.grad.dtype == torch.float32
 
 
-def test_a_model_under_autocast_trains_close_to_float():
+@HALVES
+def test_a_model_under_autocast_trains_close_to_float(half, device):
     torch.manual_seed(0)
-    layers = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 48))
-    x = leaves()[0]
+    layers = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 48)).to(device)
+    x = leaves(device)[0]
     gradients = []
     for convert in (False, True):
         if convert:
             int8tile.convert_(layers)
         layers.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, half):
             y = layers(x)
         y.float().square().mean().backward()
         gradients.append([p.grad.clone() for p in layers.parameters()])
@@ -118,8 +121,8 @@ def gradients(blocks, x, run):
 
 @REENTRANT
 @EACH_CONFIG
-def test_checkpointing_changes_no_gradient(config, reentrant):
-    blocks, x = nn.ModuleList([Block(config), Block(config)]), leaves()[0]
+def test_checkpointing_changes_no_gradient(config, reentrant, device):
+    blocks, x = nn.ModuleList([Block(config), Block(config)]).to(device), leaves(device)[0]
     plain = gradients(blocks, x, lambda block, h: block(h))
     recomputed = gradients(blocks, x, lambda b, h: checkpoint(b, h, use_reentrant=reentrant))
     for ours, theirs in zip(recomputed, plain, strict=True):
@@ -127,9 +130,10 @@ def test_checkpointing_changes_no_gradient(config, reentrant):
 
 
 @REENTRANT
-def test_checkpointing_under_autocast_recomputes_the_same(reentrant):
-    blocks, x = nn.ModuleList([Block(Int8TileConfig.paper())]), leaves()[0]
-    with torch.autocast("cpu", torch.bfloat16):
+@HALVES
+def test_checkpointing_under_autocast_recomputes_the_same(half, reentrant, device):
+    blocks, x = nn.ModuleList([Block(Int8TileConfig.paper())]).to(device), leaves(device)[0]
+    with torch.autocast(device.type, half):
         plain = gradients(blocks, x, lambda block, h: block(h))
         again = gradients(blocks, x, lambda b, h: checkpoint(b, h, use_reentrant=reentrant))
     for ours, theirs in zip(again, plain, strict=True):
@@ -137,23 +141,23 @@ def test_checkpointing_under_autocast_recomputes_the_same(reentrant):
 
 
 @REENTRANT
-def test_recomputation_sees_the_forward_it_repeats(reentrant):
+def test_recomputation_sees_the_forward_it_repeats(reentrant, device):
     """Dropout after a stochastic layer must draw the same mask in both passes."""
-    block, masks = Block(Int8TileConfig.paper()), []
+    block, masks = Block(Int8TileConfig.paper()).to(device), []
     block.layers[1].register_forward_hook(lambda m, args, out: masks.append(out == 0))
-    x = leaves()[0]
+    x = leaves(device)[0]
     torch.manual_seed(1)
     checkpoint(block, x, use_reentrant=reentrant).sum().backward()
     first, second = masks
     same(second, first)
 
 
-def test_dropout_masks_do_not_depend_on_who_trains():
+def test_dropout_masks_do_not_depend_on_who_trains(device):
     """The draws of a forward pass are the same with gradients and without."""
-    states = []
+    draws = []
     for mode in (torch.enable_grad, torch.no_grad):
         torch.manual_seed(1)
         with mode():
-            ops.linear(*leaves(), grad_rounding="stochastic", **PAPER)
-        states.append(torch.get_rng_state())
-    same(states[1], states[0])
+            ops.linear(*leaves(device), grad_rounding="stochastic", **PAPER)
+        draws.append(torch.rand(9, device=device))
+    same(draws[1], draws[0])

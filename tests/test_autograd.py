@@ -30,8 +30,8 @@ GRAD_INPUT, GRAD_WEIGHT = "linear_grad_input", "linear_grad_weight"
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @SCALES
 @ROUNDINGS
-def test_output_and_gradients_equal_the_reference(rounding, scales, dtype):
-    x, w, bias, g = tensors(50, dtype=dtype)
+def test_output_and_gradients_equal_the_reference(rounding, scales, dtype, device):
+    x, w, bias, g = tensors(50, dtype=dtype, device=device)
     with Saved() as saved:
         y = ops.linear(x, w, bias, grad_rounding=rounding, **scales)
     y.backward(g)
@@ -45,8 +45,8 @@ def test_output_and_gradients_equal_the_reference(rounding, scales, dtype):
 
 
 @pytest.mark.parametrize("options", [{}, {"threshold": None}, PAPER], ids=["row", "plain", "paper"])
-def test_gradients_are_close_to_float(options):
-    x, w, bias, g = tensors(256, k=192, n=96)
+def test_gradients_are_close_to_float(options, device):
+    x, w, bias, g = tensors(256, k=192, n=96, device=device)
     ops.linear(x, w, bias, **options).backward(g)
     quantised = x.grad, w.grad, bias.grad
     x.grad = w.grad = bias.grad = None
@@ -57,17 +57,17 @@ def test_gradients_are_close_to_float(options):
     assert not torch.equal(quantised[1], w.grad)
 
 
-def test_the_split_keeps_outliers_and_everything_beside_them():
-    x, w, _, _ = tensors(64, k=192)
+def test_the_split_keeps_outliers_and_everything_beside_them(device):
+    x, w, _, _ = tensors(64, k=192, device=device)
     exact = torch.nn.functional.linear(x, w)
     split, plain = ops.linear(x, w), ops.linear(x, w, threshold=None)
     close(split, exact, 0.01)
     assert (plain - exact).norm() > 2 * (split - exact).norm()
 
 
-def test_the_seed_comes_from_torch_and_repeats_with_it():
+def test_the_seed_comes_from_torch_and_repeats_with_it(device):
     def gradients():
-        x, w, bias, g = tensors(20)
+        x, w, bias, g = tensors(20, device=device)
         ops.linear(x, w, bias, grad_rounding="stochastic").backward(g)
         return x.grad, w.grad
 
@@ -80,8 +80,8 @@ def test_the_seed_comes_from_torch_and_repeats_with_it():
         assert not torch.equal(one, other)
 
 
-def test_stochastic_rounding_is_right_on_average():
-    x, w, _, g = tensors(16, k=24, n=32, needs="x")
+def test_stochastic_rounding_is_right_on_average(device):
+    x, w, _, g = tensors(16, k=24, n=32, needs="x", device=device)
     torch.manual_seed(0)
     total = torch.zeros_like(x)
     for _ in range(200):
@@ -93,8 +93,8 @@ def test_stochastic_rounding_is_right_on_average():
 
 
 @pytest.mark.parametrize("lead", [(6,), (2, 3), (2, 1, 3), (2, 3, 1, 1), ()], ids=str)
-def test_any_number_of_leading_dimensions(lead):
-    x, w, bias, g = tensors(*lead)
+def test_any_number_of_leading_dimensions(lead, device):
+    x, w, bias, g = tensors(*lead, device=device)
     y = ops.linear(x, w, bias)
     y.backward(g)
     expected = expected_linear(x, w, bias, g)
@@ -105,17 +105,17 @@ def test_any_number_of_leading_dimensions(lead):
 
 
 LAYOUTS = {
-    "transposed": lambda: activations(70, 20).t(),
-    "permuted": lambda: activations(5, 70, 4).permute(2, 0, 1),
-    "sliced": lambda: activations(20, 140)[:, ::2],
-    "broadcast": lambda: activations(1, 70).expand(20, 70),
+    "transposed": lambda device: activations(70, 20, device=device).t(),
+    "permuted": lambda device: activations(5, 70, 4, device=device).permute(2, 0, 1),
+    "sliced": lambda device: activations(20, 140, device=device)[:, ::2],
+    "broadcast": lambda device: activations(1, 70, device=device).expand(20, 70),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_non_contiguous_operands_train(layout):
-    x = LAYOUTS[layout]().requires_grad_()
-    w = randn(70, 66, seed=1).t().requires_grad_()
+def test_non_contiguous_operands_train(layout, device):
+    x = LAYOUTS[layout](device).requires_grad_()
+    w = randn(70, 66, seed=1, device=device).t().requires_grad_()
     y = ops.linear(x, w)
     y.sum().backward()  # the gradient that arrives is one value, broadcast
     expected = expected_linear(x, w, None, torch.ones_like(y))
@@ -126,8 +126,8 @@ def test_non_contiguous_operands_train(layout):
 
 @pytest.mark.parametrize("needs", ["x", "w", "b", "xw", "xb", "wb", "xwb", ""])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
-def test_only_the_gradients_asked_for_are_computed(needs, bias):
-    x, w, b, g = tensors(20, needs=needs)
+def test_only_the_gradients_asked_for_are_computed(needs, bias, device):
+    x, w, b, g = tensors(20, needs=needs, device=device)
     b = b if bias else None
     expected = expected_linear(x, w, b, g)
     with RecordOps() as record:
@@ -148,8 +148,8 @@ def test_only_the_gradients_asked_for_are_computed(needs, bias):
 
 @pytest.mark.parametrize("switch", ["forward", "grad_input", "grad_weight"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
-def test_a_gemm_switched_off_is_exactly_float_and_the_others_stay_int8(switch, bias):
-    x, w, b, g = tensors(64, k=96, n=48)
+def test_a_gemm_switched_off_is_exactly_float_and_the_others_stay_int8(switch, bias, device):
+    x, w, b, g = tensors(64, k=96, n=48, device=device)
     b = b if bias else None
     with RecordOps() as record:
         y = ops.linear_switched(x, w, b, **{switch: False})
@@ -171,10 +171,10 @@ def test_a_gemm_switched_off_is_exactly_float_and_the_others_stay_int8(switch, b
         same(results["grad_input"], expected.grad_input)
 
 
-def test_all_gemms_in_float_run_no_int8_op():
+def test_all_gemms_in_float_run_no_int8_op(device):
     config = Int8TileConfig(forward=False, grad_input=False, grad_weight=False)
-    layer = Int8Linear(70, 66, config=config)
-    x = tensors(8)[0]
+    layer = Int8Linear(70, 66, device=device, config=config)
+    x = tensors(8, device=device)[0]
     with RecordOps() as record:
         y = layer(x)
         y.sum().backward()
@@ -182,8 +182,8 @@ def test_all_gemms_in_float_run_no_int8_op():
     same(y, torch.nn.functional.linear(x, layer.weight, layer.bias))
 
 
-def test_int8_ran_in_all_three_directions():
-    x, w, bias, g = tensors(20)
+def test_int8_ran_in_all_three_directions(device):
+    x, w, bias, g = tensors(20, device=device)
     with RecordOps() as record:
         y = ops.linear(x, w, bias)
         y.backward(g)
@@ -192,16 +192,16 @@ def test_int8_ran_in_all_three_directions():
 
 
 @pytest.mark.parametrize("through", ["grad_output", "weight"])
-def test_double_backward_is_refused(through):
-    x, w, _, g = tensors(5)
+def test_double_backward_is_refused(through, device):
+    x, w, _, g = tensors(5, device=device)
     g.requires_grad_(through == "grad_output")
     (grad,) = torch.autograd.grad(ops.linear(x, w), x, g, create_graph=True)
     with pytest.raises(RuntimeError, match="differentia"):
         (grad.square().sum() + w.square().sum()).backward()
 
 
-def test_backward_runs_again_on_a_retained_graph():
-    x, w, bias, g = tensors(5)
+def test_backward_runs_again_on_a_retained_graph(device):
+    x, w, bias, g = tensors(5, device=device)
     y = ops.linear(x, w, bias)
     y.backward(g, retain_graph=True)
     first = x.grad.clone()
@@ -209,8 +209,8 @@ def test_backward_runs_again_on_a_retained_graph():
     same(x.grad, 2 * first)
 
 
-def test_changing_the_weight_before_backward_is_refused():
-    x, w, _, _ = tensors(5)
+def test_changing_the_weight_before_backward_is_refused(device):
+    x, w, _, _ = tensors(5, device=device)
     y = ops.linear(x, w)
     with torch.no_grad():
         w.mul_(2)
@@ -219,8 +219,8 @@ def test_changing_the_weight_before_backward_is_refused():
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda m: m.__name__)
-def test_without_gradients_the_output_is_the_same_and_nothing_is_saved(mode):
-    x, w, bias, _ = tensors(2, 9)
+def test_without_gradients_the_output_is_the_same_and_nothing_is_saved(mode, device):
+    x, w, bias, _ = tensors(2, 9, device=device)
     trained = ops.linear(x, w, bias)
     with mode(), Saved() as saved:
         y = ops.linear(x, w, bias)

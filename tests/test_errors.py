@@ -29,26 +29,30 @@ def cases_of(tables):
 
 
 @pytest.mark.parametrize(("message", "call"), cases_of(VALUE_ERRORS))
-def test_raw_ops_refuse_values(message, call):
-    refuses(ValueError, message, call)
+def test_raw_ops_refuse_values(message, call, device):
+    with device:
+        refuses(ValueError, message, call)
 
 
 @pytest.mark.parametrize(("message", "call"), cases_of(TYPE_ERRORS))
-def test_raw_ops_refuse_types(message, call):
-    refuses(TypeError, message, call)
+def test_raw_ops_refuse_types(message, call, device):
+    with device:
+        refuses(TypeError, message, call)
 
 
 @pytest.mark.parametrize(("message", "options"), [*SPLIT_OPTIONS, *SCALE_OPTIONS])
 @pytest.mark.parametrize("op", ["linear", "linear_forward", "quantize_split"])
-def test_ops_refuse_options_of_the_split(op, message, options):
-    args = (z(2, 4),) if op == "quantize_split" else (z(2, 4), z(3, 4))
+def test_ops_refuse_options_of_the_split(op, message, options, device):
+    with device:
+        args = (z(2, 4),) if op == "quantize_split" else (z(2, 4), z(3, 4))
     refuses(ValueError, f"int8tile::{op}: {message}", getattr(ops, op), *args, **options)
 
 
 @pytest.mark.parametrize(("message", "options"), [*SCALE_OPTIONS, ROUNDING])
 @pytest.mark.parametrize("op", ["linear_grad_input", "quantize"])
-def test_ops_refuse_options_of_the_scales(op, message, options):
-    args = (z(2, 4),) if op == "quantize" else (z(2, 3), z(3, 4))
+def test_ops_refuse_options_of_the_scales(op, message, options, device):
+    with device:
+        args = (z(2, 4),) if op == "quantize" else (z(2, 3), z(3, 4))
     refuses(ValueError, f"int8tile::{op}: {message}", getattr(ops, op), *args, **options)
 
 
@@ -62,21 +66,21 @@ def test_ops_refuse_options_of_the_scales(op, message, options):
     ],
     ids=["features", "scalar", "vector_weight", "bias"],
 )
-def test_linear_refuses_shapes(error, message, args):
-    tensors = [z(*map(int, shape)) for shape in args]
+def test_linear_refuses_shapes(error, message, args, device):
+    tensors = [z(*map(int, shape)).to(device) for shape in args]
     refuses(error, f"int8tile::linear: {message}", ops.linear, *tensors)
 
 
-def test_linear_refuses_dtypes():
-    half, whole = z(2, 4, dtype=torch.bfloat16), z(3, 4)
+def test_linear_refuses_dtypes(device):
+    half, whole = z(2, 4, dtype=torch.bfloat16).to(device), z(3, 4).to(device)
     message = "int8tile::linear: weight and bias must be torch.bfloat16 like input; got"
     refuses(TypeError, f"{message} torch.float32", ops.linear, half, whole)
-    refuses(TypeError, f"{message} torch.float32", ops.linear, half, whole.bfloat16(), z(3))
+    refuses(TypeError, f"{message} torch.float32", ops.linear, half, whole.bfloat16(), whole[:, 0])
     refuses(
         TypeError,
         "int8tile::linear: input must be float32, bfloat16 or float16; got torch.int64",
         ops.linear,
-        i64(2, 4),
+        half.long(),
         whole,
     )
 
@@ -93,19 +97,28 @@ def test_linear_refuses_a_device_without_kernels():
     refuses(NotImplementedError, message, Int8Linear(4, 3, device="meta"), x)
 
 
+def others(device):
+    """Devices that a tensor may be on by mistake."""
+    return [other for other in ("meta", "cpu") if other != device.type]
+
+
 @pytest.mark.parametrize("op", ["linear", "linear_forward"])
-def test_operands_must_be_on_one_device(op):
-    message = f"int8tile::{op}: weight must be on cpu like the first argument; got meta"
-    refuses(ValueError, message, getattr(ops, op), z(2, 4), z(3, 4).to("meta"))
+def test_operands_must_be_on_one_device(op, device):
+    x, w = z(2, 4).to(device), z(3, 4)
+    for other in others(device):
+        message = f"int8tile::{op}: weight must be on {device} like the first argument; got {other}"
+        refuses(ValueError, message, getattr(ops, op), x, w.to(other))
 
 
 @pytest.mark.parametrize("op", ["linear_grad_input", "linear_grad_weight"])
-def test_a_seed_must_be_on_the_device(op):
-    _, *saved = ops.linear_forward(z(2, 4), z(3, 4))
-    args = (z(3, 4),) if op == "linear_grad_input" else (*saved, 4)
-    seed = i64(1).to("meta")
-    with pytest.raises(ValueError, match=f"^int8tile::{op}: seed must be on cpu"):
-        getattr(ops, op)(z(2, 3), *args, rounding="stochastic", seed=seed)
+def test_a_seed_must_be_on_the_device(op, device):
+    g, w = z(2, 3).to(device), z(3, 4).to(device)
+    _, *saved = ops.linear_forward(z(2, 4).to(device), w)
+    args = (w,) if op == "linear_grad_input" else (*saved, 4)
+    for other in others(device):
+        options = {"rounding": "stochastic", "seed": i64(1).to(other)}
+        message = f"int8tile::{op}: seed must be on {device}; got {other}"
+        refuses(ValueError, message, getattr(ops, op), g, *args, **options)
 
 
 @pytest.mark.parametrize(
@@ -138,10 +151,10 @@ def test_config_is_frozen():
         Int8TileConfig().threshold = 3.0
 
 
-def test_a_layer_refuses_a_capacity_beyond_its_features():
-    layer = Int8Linear(8, 4, config=Int8TileConfig(outlier_capacity=9))
+def test_a_layer_refuses_a_capacity_beyond_its_features(device):
+    layer = Int8Linear(8, 4, device=device, config=Int8TileConfig(outlier_capacity=9))
     message = "int8tile::linear: outlier_capacity must be 0..8 (the input features); got 9"
-    refuses(ValueError, message, layer, randn(2, 8))
+    refuses(ValueError, message, layer, randn(2, 8, device=device))
 
 
 def test_a_layer_refuses_a_config_of_another_type():
@@ -194,9 +207,9 @@ def test_convert_refuses_a_kernel_it_does_not_know_and_leaves_the_model(monkeypa
     assert type(model[0]) is torch.nn.Linear
 
 
-def test_a_refused_call_leaves_no_gradient_and_no_cache():
-    layer = Int8Linear(8, 4).requires_grad_(False)
-    x = randn(2, 7, requires_grad=True)
+def test_a_refused_call_leaves_no_gradient_and_no_cache(device):
+    layer = Int8Linear(8, 4, device=device).requires_grad_(False)
+    x = randn(2, 7, requires_grad=True, device=device)
     refuses(ValueError, "int8tile::linear: weight must be [n, 7]", layer, x)
     assert x.grad is None
 

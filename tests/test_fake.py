@@ -72,16 +72,17 @@ def refusals():
 
 
 @pytest.mark.parametrize("call", list(refusals()))
-def test_fake_and_meta_tensors_are_refused_like_real_ones(call):
-    real = outcome(call)
+def test_fake_and_meta_tensors_are_refused_like_real_ones(call, device):
+    with device:
+        real = outcome(call)
     assert real is not None
-    with FakeTensorMode():
+    with FakeTensorMode(), device:
         assert outcome(call) == real
     with torch.device("meta"):
         assert outcome(call) == real
 
 
-def test_linear_refuses_fake_tensors_like_real_ones():
+def test_linear_refuses_fake_tensors_like_real_ones(device):
     calls = [
         lambda: ops.linear(z(1, 2, 4), z(3, 5)),
         lambda: ops.linear(z(2, 4), z(3, 4), z(2)),
@@ -89,30 +90,38 @@ def test_linear_refuses_fake_tensors_like_real_ones():
         *(lambda o=options: ops.linear(z(2, 4), z(3, 4), **o) for _, options in SPLIT_OPTIONS),
     ]
     for call in calls:
-        real = outcome(call)
+        with device:
+            real = outcome(call)
         assert real is not None
-        with FakeTensorMode():
+        with FakeTensorMode(), device:
             assert outcome(call) == real
 
 
-def layout(results):
+def layout(tensor):
+    return tuple(tensor.shape), tensor.dtype, tensor.stride()
+
+
+def layouts(call, device):
+    """The layouts of a call's results, which are all on the device of its arguments."""
+    with device:
+        results = call()
     results = results if isinstance(results, (tuple, list)) else (results,)
-    return [(tuple(r.shape), r.dtype, r.stride()) for r in results]
+    assert {result.device for result in results} == {device}
+    return [layout(result) for result in results]
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_fake_and_meta_results_have_the_real_shapes_dtypes_and_strides(name):
-    real = layout(CALLS[name]())
+def test_fake_and_meta_results_have_the_real_shapes_dtypes_and_strides(name, device):
+    real = layouts(CALLS[name], device)
     with FakeTensorMode():
-        assert layout(CALLS[name]()) == real
+        assert layouts(CALLS[name], device) == real
     if name != "linear":
-        with torch.device("meta"):
-            assert layout(CALLS[name]()) == real
+        assert layouts(CALLS[name], torch.device("meta")) == real
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
-def test_fake_gradients_have_the_real_shapes_and_dtypes(dtype):
-    with FakeTensorMode():
+def test_fake_gradients_have_the_real_shapes_and_dtypes(dtype, device):
+    with FakeTensorMode(), device:
         x = z(2, 5, 40, dtype=dtype).requires_grad_()
         w, bias = z(7, 40, dtype=dtype).requires_grad_(), z(7, dtype=dtype).requires_grad_()
         ops.linear(x, w, bias, grad_rounding="stochastic").sum().backward()
@@ -125,10 +134,10 @@ class Forward(torch.nn.Module):
         return ops.linear_forward(x, w)[0]
 
 
-def test_the_number_of_tokens_can_be_symbolic():
-    x, w = randn(6, 40), randn(7, 40, seed=1)
+def test_the_number_of_tokens_can_be_symbolic(device):
+    x, w = randn(6, 40, device=device), randn(7, 40, seed=1, device=device)
     exported = torch.export.export(
         Forward(), (x, w), dynamic_shapes=({0: torch.export.Dim("m")}, None)
     )
-    x = randn(11, 40, seed=2)
+    x = randn(11, 40, seed=2, device=device)
     same(exported.module()(x, w), Forward()(x, w))

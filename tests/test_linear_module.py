@@ -16,19 +16,22 @@ K, N = 64, 48
 
 
 def expected_output(layer, x):
-    y = expected_linear(x, layer.weight, layer.bias, torch.zeros(len(x), N)).output
-    return torch.from_numpy(y)
-
-
-def layer_of(frozen=False, **config):
-    torch.manual_seed(0)
-    layer = Int8Linear(K, N, config=Int8TileConfig(**config))
-    return layer.requires_grad_(not frozen)
+    return expected_linear(x, layer.weight, layer.bias, torch.zeros(len(x), N)).output
 
 
 @pytest.fixture
-def x():
-    return activations(9, K)
+def layer_of(device):
+    def build(frozen=False, **config):
+        torch.manual_seed(0)
+        layer = Int8Linear(K, N, config=Int8TileConfig(**config))
+        return layer.to(device).requires_grad_(not frozen)
+
+    return build
+
+
+@pytest.fixture
+def x(device):
+    return activations(9, K, device=device)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
@@ -44,15 +47,15 @@ def test_parameters_keys_and_initial_values_are_those_of_linear(bias):
     assert (ours.bias is None) == (not bias)
 
 
-def test_state_dicts_are_exchanged_with_linear(x):
-    plain, ours = nn.Linear(K, N), layer_of()
+def test_state_dicts_are_exchanged_with_linear(x, device, layer_of):
+    plain, ours = nn.Linear(K, N, device=device), layer_of()
     ours.load_state_dict(plain.state_dict())
     same(ours(x).detach(), expected_output(ours, x))
     plain.load_state_dict(ours.state_dict())
     same(plain.weight, ours.weight)
 
 
-def test_a_packed_copy_is_no_part_of_the_state(x):
+def test_a_packed_copy_is_no_part_of_the_state(x, layer_of):
     layer = layer_of(frozen=True)
     layer(x)
     assert list(layer.state_dict()) == ["weight", "bias"]
@@ -61,7 +64,7 @@ def test_a_packed_copy_is_no_part_of_the_state(x):
 
 @pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
-def test_copies_and_pickles_work_and_are_independent(frozen, used, x):
+def test_copies_and_pickles_work_and_are_independent(frozen, used, x, layer_of):
     layer = layer_of(frozen, threshold=3.0)
     if used:
         layer(x)
@@ -85,14 +88,14 @@ def test_copies_and_pickles_work_and_are_independent(frozen, used, x):
     same(layer(x), before)
 
 
-def test_a_packed_copy_is_not_pickled(x):
+def test_a_packed_copy_is_not_pickled(x, layer_of):
     layer = layer_of(frozen=True)
     unused = len(pickle.dumps(layer))
     layer(x)
     assert len(pickle.dumps(layer)) == unused
 
 
-def test_tied_weights_stay_tied_and_collect_both_gradients(x):
+def test_tied_weights_stay_tied_and_collect_both_gradients(x, layer_of):
     first, second = layer_of(), layer_of()
     second.weight = first.weight
     y = first(x).sum() + second(x).sum()
@@ -103,7 +106,7 @@ def test_tied_weights_stay_tied_and_collect_both_gradients(x):
     assert twins[0].weight is twins[1].weight
 
 
-def test_repr_names_the_config():
+def test_repr_names_the_config(layer_of):
     text = repr(layer_of(threshold=3.5))
     assert text.startswith("Int8Linear(in_features=64, out_features=48, bias=True")
     assert "threshold=3.5" in text
@@ -127,9 +130,9 @@ def gradients(layer, x):
 
 
 @pytest.mark.parametrize("lead", [(7,), (1, 7), (0,), ()], ids=str)
-def test_fewer_tokens_than_min_tokens_run_in_float(lead):
-    ours, x = layer_of(min_tokens=8), activations(*lead, K)
-    plain = nn.Linear(K, N)
+def test_fewer_tokens_than_min_tokens_run_in_float(lead, device, layer_of):
+    ours, x = layer_of(min_tokens=8), activations(*lead, K, device=device)
+    plain = nn.Linear(K, N, device=device)
     plain.load_state_dict(ours.state_dict())
     results, ops = gradients(ours, x)
     assert ops == []
@@ -138,20 +141,23 @@ def test_fewer_tokens_than_min_tokens_run_in_float(lead):
 
 
 @pytest.mark.parametrize("lead", [(8,), (2, 4), (130,)], ids=str)
-def test_min_tokens_and_more_run_in_int8(lead):
-    layer, always, x = layer_of(min_tokens=8), layer_of(), activations(*lead, K)
+def test_min_tokens_and_more_run_in_int8(lead, device, layer_of):
+    layer, always, x = layer_of(min_tokens=8), layer_of(), activations(*lead, K, device=device)
     results, ops = gradients(layer, x)
     assert ops == ["linear_forward", "linear_backward"]
     for actual, expected in zip(results, gradients(always, x)[0], strict=True):
         same(actual, expected)
 
 
-def test_no_call_runs_in_float_by_default():
-    assert gradients(layer_of(), activations(1, K))[1] == ["linear_forward", "linear_backward"]
+def test_no_call_runs_in_float_by_default(device, layer_of):
+    _, ops = gradients(layer_of(), activations(1, K, device=device))
+    assert ops == ["linear_forward", "linear_backward"]
 
 
-def test_a_frozen_weight_in_float_is_never_stale():
-    layer, few, many = layer_of(frozen=True, min_tokens=8), activations(3, K), activations(9, K)
+def test_a_frozen_weight_in_float_is_never_stale(device, layer_of):
+    layer = layer_of(frozen=True, min_tokens=8)
+    few = activations(3, K, device=device)
+    many = activations(9, K, device=device)
     layer(many)
     with torch.no_grad():
         layer.weight.mul_(2)
@@ -159,7 +165,7 @@ def test_a_frozen_weight_in_float_is_never_stale():
     same(layer(many), expected_output(layer, many))
 
 
-def test_few_tokens_follow_autocast():
-    layer, x = layer_of(min_tokens=8), activations(3, K)
-    with torch.autocast("cpu", torch.bfloat16):
+def test_few_tokens_follow_autocast(device, layer_of):
+    layer, x = layer_of(min_tokens=8), activations(3, K, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
