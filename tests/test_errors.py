@@ -110,6 +110,43 @@ def test_operands_must_be_on_one_device(op, device):
         refuses(ValueError, message, getattr(ops, op), x, w.to(other))
 
 
+def every_operand(device):
+    """The raw ops that take several tensors, with all of them: by position and by name."""
+    x, w, g = z(2, 4).to(device), z(3, 4).to(device), z(2, 3).to(device)
+    a = torch.ones(2, 4, dtype=torch.int8, device=device)
+    _, *saved = ops.linear_forward(x, w)
+    block, _, _, *rest = ops.quantize_input(x)
+    names = ("packed_weight", "weight_scale")
+    packed, turned = (
+        dict(zip(names, ops.pack_weight(w, transpose=t), strict=True)) for t in (False, True)
+    )
+    return [
+        (ops.linear_forward, (x, w, w[:, 0]), packed),
+        (ops.linear_forward_only, (x, w, w[:, 0]), packed),
+        (ops.linear_multiply, (block, *rest, w, w[:, 0]), packed),
+        (ops.linear_grad_input, (g, w), turned),
+        (ops.linear_grad_weight, (g, *saved, 4), {}),
+        (ops.linear_backward, (g, w, *saved), {}),
+        (ops.quantize, (x, x[:, 0]), {}),
+        (ops.gemm, (a, a, a, a), {}),
+    ]
+
+
+def test_every_operand_must_be_on_one_device(device):
+    """The core reads operands by address."""
+    refused = pytest.raises(ValueError, match=f"must be on {device} like the first argument; got")
+    for op, args, options in every_operand(device):
+        op(*args, **options)
+        for other in others(device):
+            for at, value in enumerate(args):
+                if at and isinstance(value, torch.Tensor):
+                    with refused:
+                        op(*args[:at], value.to(other), *args[at + 1 :], **options)
+            for name, value in options.items():
+                with refused:
+                    op(*args, **{**options, name: value.to(other)})
+
+
 @pytest.mark.parametrize("op", ["linear_grad_input", "linear_grad_weight"])
 def test_a_seed_must_be_on_the_device(op, device):
     g, w = z(2, 3).to(device), z(3, 4).to(device)

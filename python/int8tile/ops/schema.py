@@ -183,14 +183,16 @@ def _check_seed(who: str, rounding: str, seed: torch.Tensor | None, device: torc
 
 def _check_packed(
     who: str,
+    first: torch.Tensor,
     packed: torch.Tensor | None,
     scale: torch.Tensor | None,
     rows: int,
     depth: int,
 ) -> None:
-    shape = panel_shape(rows, depth)
     if packed is None and scale is None:
         return
+    _check_device(who, first, packed_weight=packed, weight_scale=scale)
+    shape = panel_shape(rows, depth)
     if (
         packed is None
         or scale is None
@@ -237,7 +239,7 @@ def linear_forward_only(
     check_linear(who, input, weight, bias)
     n, k = weight.shape
     _check_out_dtype(who, out_dtype)
-    _check_packed(who, packed_weight, weight_scale, n, k)
+    _check_packed(who, input, packed_weight, weight_scale, n, k)
     resolve_capacity(who, int(k), threshold, outlier_bits, outlier_capacity)
     return input.new_empty((input.shape[0], n), dtype=out_dtype or input.dtype)
 
@@ -332,7 +334,15 @@ def linear_multiply(
     check_options(who, None, 12, granularity, scale)
     _check_matrix(who, weight=weight)
     _check_float(who, weight=weight, bias=bias)
-    _check_device(who, block, weight=weight, bias=bias)
+    _check_device(
+        who,
+        block,
+        input_scale=input_scale,
+        outlier_index=outlier_index,
+        outlier_count=outlier_count,
+        weight=weight,
+        bias=bias,
+    )
     _check_out_dtype(who, out_dtype)
     n, k = weight.shape
     m, capacity = input_scale.shape[0], outlier_index.shape[0]
@@ -345,7 +355,7 @@ def linear_multiply(
         _check_layout(who, name, tensor, dtype, shape)
     if bias is not None and tuple(bias.shape) != (n,):
         raise ValueError(f"{who}: bias must be [{n}]; got {_shape(bias)}")
-    _check_packed(who, packed_weight, weight_scale, n, k)
+    _check_packed(who, weight, packed_weight, weight_scale, n, k)
     return weight.new_empty((m, n), dtype=out_dtype or weight.dtype)
 
 
@@ -375,7 +385,7 @@ def linear_grad_input(
             f"{_shape(grad_output)}; got {_shape(weight)}"
         )
     n, k = weight.shape
-    _check_packed(who, packed_weight, weight_scale, k, n)
+    _check_packed(who, grad_output, packed_weight, weight_scale, k, n)
     return grad_output.new_empty((grad_output.shape[0], k), dtype=out_dtype or grad_output.dtype)
 
 
@@ -400,6 +410,15 @@ def linear_grad_weight(
     check_options(who, None, 12, granularity, scale, rounding)
     _check_matrix(who, grad_output=grad_output)
     _check_float(who, grad_output=grad_output)
+    _check_device(
+        who,
+        grad_output,
+        saved_input=saved_input,
+        saved_limbs=saved_limbs,
+        input_scale=input_scale,
+        outlier_index=outlier_index,
+        outlier_count=outlier_count,
+    )
     _check_seed(who, rounding, seed, grad_output.device)
     _check_out_dtype(who, out_dtype)
     m, n = grad_output.shape
@@ -494,6 +513,7 @@ def quantize(
     check_options(who, None, 12, granularity, scale, rounding)
     _check_matrix(who, input=input)
     _check_float(who, input=input)
+    _check_device(who, input, fold=fold)
     _check_seed(who, rounding, seed, input.device)
     rows, cols = input.shape
     if fold is not None and (fold.dtype != torch.float32 or tuple(fold.shape) != (rows,)):
@@ -542,6 +562,7 @@ def gemm(
 ) -> torch.Tensor:
     """Checks, and the empty result, of int8tile::gemm."""
     who = "int8tile::gemm"
+    _check_device(who, a, b=b, a_high=a_high, b_high=b_high)
     pairs = [("a", a, "b", b)]
     if a_high is not None or b_high is not None:
         if a_high is None or b_high is None:
