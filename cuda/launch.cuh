@@ -54,6 +54,8 @@ void launch(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, dim3
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), "launch");
 }
 
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kLinearThreads = 256;  // of kernels that take one element a thread
 
 /// One thread per element of [0, count).

@@ -35,22 +35,35 @@ void fill_rows(const OutputView& out, int64_t rows, int64_t cols, const float* b
   finish_rows(nullptr, bias, out, rows, cols, stream);
 }
 
-void gemm_slices(const GemmArgs& args, const std::vector<Slice>& slices, const OutputView& out,
-                 float* sum, const Stream& stream) {
-  const bool sliced = slices.size() > 1;
-  GemmArgs part = args;
-  part.type = sliced ? OutputType::kFloat32 : output_type(out.dtype);
-  part.out = sliced ? sum : out.data;
-  part.out_stride = sliced ? args.n : out.row_stride;
-  if (sliced) part.epilogue.bias = nullptr;
+std::vector<GemmArgs> slice_gemm(const GemmArgs& args, const std::vector<Slice>& slices) {
+  std::vector<GemmArgs> products;
   for (const Slice& slice : slices) {
+    GemmArgs part = args;
     part.a = args.a + slice.begin;
     part.b = args.b + slice.begin;
     part.k = round_up(slice.end - slice.begin, kDepthAlign);
-    part.epilogue.accumulate = slice.begin > 0;
+    if (slice.begin > 0) part.high_count = nullptr;
+    products.push_back(part);
+  }
+  return products;
+}
+
+void gemm_slices(std::vector<GemmArgs> products, const OutputView& out, float* sum,
+                 const Stream& stream) {
+  const bool sliced = products.size() > 1;
+  const GemmArgs& first = products.front();
+  const int64_t m = first.m, n = first.n;
+  const float* bias = first.epilogue.bias;
+  for (std::size_t s = 0; s < products.size(); ++s) {
+    GemmArgs& part = products[s];
+    part.type = sliced ? OutputType::kFloat32 : output_type(out.dtype);
+    part.out = sliced ? sum : out.data;
+    part.out_stride = sliced ? n : out.row_stride;
+    part.epilogue.accumulate = s > 0;
+    if (sliced) part.epilogue.bias = nullptr;
     gemm(part, stream);
   }
-  if (sliced) finish_rows(sum, args.epilogue.bias, out, args.m, args.n, stream);
+  if (sliced) finish_rows(sum, bias, out, m, n, stream);
 }
 
 namespace {
@@ -79,7 +92,11 @@ void quantize(const MatrixView& x, const float* fold, bool transposed, const Qua
   const QuantizeScratch at(memory, x.rows, x.cols);
   if (!transposed)
     return quantize_rows(x, fold, {}, how, {at.regular, nullptr}, {q, nullptr, scale}, stream);
-  column_stats(x, {fold, false, is_tensor(how), at.columns, nullptr, nullptr}, stream);
+  ColumnStats stats;
+  stats.fold = fold;
+  stats.tensor = is_tensor(how);
+  stats.absmax = at.columns;
+  column_stats(x, stats, stream);
   quantize_columns(x, fold, at.columns, how, {nullptr, q, scale}, stream);
 }
 
@@ -91,9 +108,12 @@ void quantize_input(const MatrixView& x, const SplitSpec& split, const Quantizat
   OutlierColumns outliers;
   outliers.outlier_bits = split.outlier_bits;
   if (split.capacity > 0) {
-    column_stats(x, {nullptr, true, false, at.columns, nullptr, nullptr}, stream);
+    ColumnStats stats;
+    stats.finite_only = true;
+    stats.absmax = at.columns;
+    column_stats(x, stats, stream);
     choose_columns(at.columns, x.cols, split, to.index, at.slot, to.count, stream);
-    outliers = {at.slot, to.index, to.count, split.capacity, split.outlier_bits};
+    outliers = {at.slot, to.index, to.count, split.capacity, x.cols, split.outlier_bits};
   } else {
     fill_zero(to.count, 2 * static_cast<int64_t>(sizeof(int32_t)), stream);
   }
@@ -101,6 +121,7 @@ void quantize_input(const MatrixView& x, const SplitSpec& split, const Quantizat
   quantize_rows(x, nullptr, outliers, nearest(how), absmax, {to.values, to.saved_values, to.scale},
                 stream);
   quantize_high_limbs(x, outliers, how, absmax, to.high, to.saved_high, stream);
+  if (to.low) lift_low_limbs(to.values, x.rows, outliers, to.low, stream);
 }
 
 namespace {
@@ -108,14 +129,48 @@ namespace {
 struct MultiplyScratch {
   MultiplyScratch(Arena& arena, int64_t m, int64_t n, int64_t k, int64_t capacity, bool packed)
       : slices(slice_depth(k, capacity)),
+        low_columns(slices.size() > 1 ? round_up(capacity, kDepthAlign) : 0),
+        first_depth(low_columns > 0 ? low_columns + slices.front().end : 0),
         weight(arena, packed ? 0 : n, k),
-        high(arena.take<int8_t>(n * round_up(capacity, kDepthAlign))),
+        outliers(arena.take<int8_t>(n * round_up(capacity, kDepthAlign))),
+        first_input(arena.take<int8_t>(m * first_depth)),
+        first_weight(arena.take<int8_t>(n * first_depth)),
         sum(take_slice_sum(arena, slices, m, n)) {}
   std::vector<Slice> slices;
+  int64_t low_columns;  // in front of the first slice, where there are several
+  int64_t first_depth;
   Int8Scratch weight;
-  int8_t* high;
+  int8_t* outliers;                    // w_O [n, round_up(capacity, 16)]
+  int8_t *first_input, *first_weight;  // [m, first_depth], [n, first_depth]
   float* sum;
 };
+
+/// to // [rows, left_bytes + bytes] = [left | right], of rows with the strides given.
+void join_columns(const int8_t* left, int64_t left_bytes, const int8_t* right, int64_t right_stride,
+                  int64_t bytes, int64_t rows, int8_t* to, const Stream& stream) {
+  const auto size = [](int64_t value) { return static_cast<std::size_t>(value); };
+  const auto copy = [&](int8_t* at, const int8_t* from, int64_t stride, int64_t width) {
+    check(cudaMemcpy2DAsync(at, size(left_bytes + bytes), from, size(stride), size(width),
+                            size(rows), cudaMemcpyDeviceToDevice, handle(stream)),
+          "copy");
+  };
+  copy(to, left, left_bytes, left_bytes);
+  copy(to + left_bytes, right, right_stride, bytes);
+}
+
+/// All limbs belong to the first of several slices: its low limbs go in front of its part of K, and
+/// the weight's outlier columns likewise.
+void prepend_low_limbs(GemmArgs& first, const int8_t* low, const MultiplyScratch& at,
+                       const Stream& stream) {
+  const int64_t depth = at.slices.front().end;
+  join_columns(low, at.low_columns, first.a, first.a_stride, depth, first.m, at.first_input,
+               stream);
+  join_columns(at.outliers, at.low_columns, first.b, first.b_stride, depth, first.n,
+               at.first_weight, stream);
+  first.a = at.first_input;
+  first.b = at.first_weight;
+  first.k = first.a_stride = first.b_stride = at.first_depth;
+}
 
 }  // namespace
 
@@ -125,10 +180,9 @@ int64_t multiply_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity, bo
 
 void linear_multiply(const MultiplyArgs& args, void* workspace, const Stream& stream) {
   const int64_t m = args.m, n = args.weight.rows, k = args.weight.cols;
-  if (k > kSliceDepth && args.capacity > 0)
-    throw UnsupportedError(
-        concat("int8tile::linear_multiply: on CUDA outliers can be split for up to ", kSliceDepth,
-               " input features; got ", k));
+  const char* who = "int8tile::linear_multiply";
+  require_aligned(who, "block", args.input.values);
+  require_aligned(who, "packed_weight", args.packed.values);
   const DeviceGuard guard(stream);
   if (m == 0 || n == 0) return;
   if (k == 0) return fill_rows(args.out, m, n, args.bias, stream);
@@ -146,15 +200,17 @@ void linear_multiply(const MultiplyArgs& args, void* workspace, const Stream& st
   gemm.b = weight.values;
   gemm.a_stride = gemm.b_stride = round_up(k, kDepthAlign);
   if (args.capacity > 0) {
-    const OutlierColumns outliers{nullptr, args.input.index, args.input.count, args.capacity};
-    gather_columns(weight.values, n, gemm.b_stride, outliers, at.high, stream);
+    const OutlierColumns outliers{nullptr, args.input.index, args.input.count, args.capacity, k};
+    gather_columns(weight.values, n, outliers, at.outliers, stream);
     gemm.a_high = args.input.high;
-    gemm.b_high = at.high;
+    gemm.b_high = at.outliers;
     gemm.high_stride = round_up(args.capacity, kDepthAlign);
     gemm.high_count = args.input.count;
   }
   gemm.epilogue = {args.input.scale, weight.scale, 1, args.bias, false};
-  gemm_slices(gemm, at.slices, args.out, at.sum, stream);
+  std::vector<GemmArgs> products = slice_gemm(gemm, at.slices);
+  if (at.low_columns > 0) prepend_low_limbs(products.front(), args.input.low, at, stream);
+  gemm_slices(std::move(products), args.out, at.sum, stream);
 }
 
 void multiply_int8(const Int8Product& p, const Stream& stream) {

@@ -1,6 +1,4 @@
 // The two gradients of a linear layer as two ways to feed the GEMM; see linear.cu for the forward.
-#include <algorithm>
-
 #include "launch.cuh"
 #include "linear.cuh"
 #include "outliers.cuh"
@@ -25,7 +23,35 @@ int64_t grad_input_workspace(int64_t m, int64_t n, int64_t k, bool packed) {
   return Workspace<GradInputScratch>::bytes(m, n, k, packed);
 }
 
+namespace {
+
+// The second step, which reads nothing of g.
+void multiply_grad_input(const GradInputArgs& args, const GradInputScratch& at,
+                         const Stream& stream) {
+  Int8Matrix weight = args.packed;
+  if (!weight.values) {
+    const Quantization how = nearest(args.how);
+    ColumnStats stats;
+    stats.tensor = is_tensor(how);
+    stats.absmax = at.weight.absmax;
+    column_stats(args.weight, stats, stream);
+    quantize_columns(args.weight, nullptr, at.weight.absmax, how,
+                     {nullptr, at.weight.values, at.weight.scale}, stream);
+    weight = {at.weight.values, at.weight.scale};
+  }
+  GemmArgs gemm;
+  gemm.m = args.grad_output.rows, gemm.n = args.weight.cols, gemm.k = args.grad_output.cols;
+  gemm.a = at.grad.values;
+  gemm.b = weight.values;
+  gemm.a_stride = gemm.b_stride = round_up(gemm.k, kDepthAlign);
+  gemm.epilogue = {at.grad.scale, weight.scale, 1, nullptr, false};
+  gemm_slices(slice_gemm(gemm, at.slices), args.out, at.sum, stream);
+}
+
+}  // namespace
+
 void linear_grad_input(const GradInputArgs& args, void* workspace, const Stream& stream) {
+  require_aligned("int8tile::linear_grad_input", "packed_weight", args.packed.values);
   const DeviceGuard guard(stream);
   const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.weight.cols;
   if (n == 0) return fill_rows(args.out, m, k, nullptr, stream);
@@ -34,22 +60,7 @@ void linear_grad_input(const GradInputArgs& args, void* workspace, const Stream&
   const GradInputScratch at(memory, m, n, k, args.packed.values != nullptr);
   quantize_rows(args.grad_output, nullptr, {}, args.how, {at.grad.absmax, nullptr},
                 {at.grad.values, nullptr, at.grad.scale}, stream);
-  Int8Matrix weight = args.packed;
-  if (!weight.values) {
-    const Quantization how = nearest(args.how);
-    column_stats(args.weight, {nullptr, false, is_tensor(how), at.weight.absmax, nullptr, nullptr},
-                 stream);
-    quantize_columns(args.weight, nullptr, at.weight.absmax, how,
-                     {nullptr, at.weight.values, at.weight.scale}, stream);
-    weight = {at.weight.values, at.weight.scale};
-  }
-  GemmArgs gemm;
-  gemm.m = m, gemm.n = k, gemm.k = n;
-  gemm.a = at.grad.values;
-  gemm.b = weight.values;
-  gemm.a_stride = gemm.b_stride = round_up(n, kDepthAlign);
-  gemm.epilogue = {at.grad.scale, weight.scale, 1, nullptr, false};
-  gemm_slices(gemm, at.slices, args.out, at.sum, stream);
+  multiply_grad_input(args, at, stream);
 }
 
 namespace {
@@ -75,8 +86,8 @@ struct GradWeightScratch {
 /// One slice of the limb columns of grad_w: 128 * high + low, combined in float32.
 struct LimbColumns {
   const int32_t *high, *low;  // [rows, capacity]
-  int64_t rows, capacity;
-  const int32_t *index, *count;
+  int64_t rows;
+  OutlierColumns outliers;
   const float* row_scale;
   const float* col_scale;  // one value; null: 1
   float* sum;              // [rows, capacity], of several slices
@@ -87,17 +98,17 @@ constexpr float kLimbStep = 1 << kLimbBits;
 
 template <class Out>
 __global__ void limb_kernel(LimbColumns limbs, Out* out, int64_t stride) {
-  const int64_t at = linear_index();
-  if (at >= limbs.rows * limbs.capacity) return;
-  const int64_t i = at / limbs.capacity, t = at % limbs.capacity;
-  if (t >= *limbs.count) return;
+  const int64_t at = linear_index(), capacity = limbs.outliers.capacity;
+  if (at >= limbs.rows * capacity) return;
+  const int64_t i = at / capacity, t = at % capacity;
+  if (!limbs.outliers.holds(t)) return;
   const float high = __fmul_rn(__int2float_rn(limbs.high[at]), kLimbStep);
   const float both = __fadd_rn(high, __int2float_rn(limbs.low[at]));
   float value = __fmul_rn(both, limbs.row_scale[i]);
   value = __fmul_rn(value, limbs.col_scale ? *limbs.col_scale : 1.0f);
   if (!limbs.first) value = __fadd_rn(limbs.sum[at], value);
   if (limbs.last)
-    store_float(value, out + i * stride + limbs.index[t]);
+    store_float(value, out + i * stride + limbs.outliers.column(t));
   else
     limbs.sum[at] = value;
 }
@@ -129,29 +140,45 @@ const float* column_scale_of(const GradWeightArgs& args) {
 
 void limb_columns(const GradWeightArgs& args, const GradWeightScratch& at, const Stream& stream) {
   const int64_t n = args.grad_output.cols;
-  const OutlierColumns outliers{nullptr, args.input.index, args.input.count, args.capacity};
+  const OutlierColumns outliers{nullptr, args.input.index, args.input.count, args.capacity,
+                                args.in_features};
   gather_rows(args.input.saved_values, round_up(args.grad_output.rows, kDepthAlign), outliers,
               at.low, stream);
   for (const Slice& slice : at.slices) {
     gemm(limb_gemm(args, at, slice, args.input.saved_high, at.high_acc), stream);
     gemm(limb_gemm(args, at, slice, at.low, at.low_acc), stream);
-    const LimbColumns limbs{at.high_acc,
-                            at.low_acc,
-                            n,
-                            args.capacity,
-                            args.input.index,
-                            args.input.count,
-                            at.grad.scale,
-                            column_scale_of(args),
-                            at.limb_grad,
-                            slice.begin == 0,
-                            slice.end == at.slices.back().end};
+    const LimbColumns limbs{at.high_acc,  at.low_acc,       n,
+                            outliers,     at.grad.scale,    column_scale_of(args),
+                            at.limb_grad, slice.begin == 0, slice.end == at.slices.back().end};
     with_dtype(args.out.dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
       launch(stream, limb_kernel<T>, linear_grid(n * args.capacity), dim3(kLinearThreads), 0, limbs,
              static_cast<T*>(args.out.data), args.out.row_stride);
     });
   }
+}
+
+ColumnStats grad_stats(const GradWeightArgs& args, const GradWeightScratch& at) {
+  ColumnStats stats;
+  stats.fold = fold_of(args);
+  stats.tensor = is_tensor(args.how);
+  stats.absmax = at.grad.absmax;
+  stats.sum = args.grad_bias;
+  stats.block_sums = args.grad_bias ? at.block_sums : nullptr;
+  return stats;
+}
+
+// The second step, which reads nothing of g.
+void multiply_grad_weight(const GradWeightArgs& args, const GradWeightScratch& at,
+                          const Stream& stream) {
+  GemmArgs gemm;
+  gemm.m = args.grad_output.cols, gemm.n = args.in_features, gemm.k = args.grad_output.rows;
+  gemm.a = at.grad.values;
+  gemm.b = args.input.saved_values;
+  gemm.a_stride = gemm.b_stride = round_up(gemm.k, kDepthAlign);
+  gemm.epilogue = {at.grad.scale, column_scale_of(args), 0, nullptr, false};
+  gemm_slices(slice_gemm(gemm, at.slices), args.out, at.sum, stream);
+  if (args.capacity > 0) limb_columns(args, at, stream);
 }
 
 }  // namespace
@@ -161,26 +188,56 @@ int64_t grad_weight_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity)
 }
 
 void linear_grad_weight(const GradWeightArgs& args, void* workspace, const Stream& stream) {
+  require_aligned("int8tile::linear_grad_weight", "saved_input", args.input.saved_values);
+  require_aligned("int8tile::linear_grad_weight", "saved_limbs", args.input.saved_high);
   const DeviceGuard guard(stream);
   const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
   Arena memory(workspace);
   const GradWeightScratch at(memory, m, n, k, args.capacity);
-  column_stats(args.grad_output,
-               {fold_of(args), false, is_tensor(args.how), at.grad.absmax, args.grad_bias,
-                args.grad_bias ? at.block_sums : nullptr},
-               stream);
+  column_stats(args.grad_output, grad_stats(args, at), stream);
   if (m == 0) return fill_rows(args.out, n, k, nullptr, stream);
   if (n == 0 || k == 0) return;
   quantize_columns(args.grad_output, fold_of(args), at.grad.absmax, args.how,
                    {nullptr, at.grad.values, at.grad.scale}, stream);
-  GemmArgs gemm;
-  gemm.m = n, gemm.n = k, gemm.k = m;
-  gemm.a = at.grad.values;
-  gemm.b = args.input.saved_values;
-  gemm.a_stride = gemm.b_stride = round_up(m, kDepthAlign);
-  gemm.epilogue = {at.grad.scale, column_scale_of(args), 0, nullptr, false};
-  gemm_slices(gemm, at.slices, args.out, at.sum, stream);
-  if (args.capacity > 0) limb_columns(args, at, stream);
+  multiply_grad_weight(args, at, stream);
+}
+
+namespace {
+
+struct BackwardScratch {
+  BackwardScratch(Arena& arena, int64_t m, int64_t n, int64_t k, int64_t capacity)
+      : grad_input(arena, m, n, k, false), grad_weight(arena, m, n, k, capacity) {}
+  GradInputScratch grad_input;
+  GradWeightScratch grad_weight;
+};
+
+}  // namespace
+
+int64_t backward_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity) {
+  return Workspace<BackwardScratch>::bytes(m, n, k, capacity);
+}
+
+void linear_backward(const GradInputArgs& input_args, const GradWeightArgs& weight_args,
+                     void* workspace, const Stream& stream) {
+  const MatrixView& g = weight_args.grad_output;
+  const int64_t k = weight_args.in_features;
+  if (g.rows == 0 || g.cols == 0 || k == 0) {
+    linear_grad_input(input_args, workspace, stream);
+    return linear_grad_weight(weight_args, workspace, stream);
+  }
+  require_aligned("int8tile::linear_backward", "saved_input", weight_args.input.saved_values);
+  require_aligned("int8tile::linear_backward", "saved_limbs", weight_args.input.saved_high);
+  const DeviceGuard guard(stream);
+  Arena memory(workspace);
+  const BackwardScratch at(memory, g.rows, g.cols, k, weight_args.capacity);
+  const Int8Scratch &rows = at.grad_input.grad, &columns = at.grad_weight.grad;
+  ColumnStats stats = grad_stats(weight_args, at.grad_weight);
+  if (!stats.tensor) stats.row_absmax = rows.absmax;
+  column_stats(g, stats, stream);
+  quantize_gradient(g, stats.fold, {rows.absmax, columns.absmax}, input_args.how,
+                    {rows.values, columns.values, rows.scale, columns.scale}, stream);
+  multiply_grad_input(input_args, at.grad_input, stream);
+  multiply_grad_weight(weight_args, at.grad_weight, stream);
 }
 
 }  // namespace int8tile::cuda

@@ -12,14 +12,18 @@ namespace {
 
 constexpr int kColumnThreads = 128;
 constexpr int64_t kMaxRowBlocks = 256;  // thread blocks that share the rows of a strip of columns
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
 
-template <class T>
-__global__ __launch_bounds__(kColumnThreads) void column_stats_kernel(View<T> x,
-                                                                      ColumnStats stats) {
+/// The largest value of the warp joins *to.
+__device__ void join_warp(uint32_t value, uint32_t* to) {
+  value = __reduce_max_sync(kAllLanes, value);
+  if (threadIdx.x % kWarp == 0 && value > 0) atomicMax(to, value);
+}
+
+// Threads beyond the last column stay, for the exchange within their warp; they read zeros.
+template <class T, bool Rows>
+__global__ __launch_bounds__(kColumnThreads, 4) void column_stats_kernel(View<T> x,
+                                                                         ColumnStats stats) {
   const int64_t j = linear_index() * kVector;
-  if (j >= x.cols) return;
   uint32_t largest[kVector] = {};
   const int64_t blocks = (x.rows + kColumnBlock - 1) / kColumnBlock;
   for (int64_t block = blockIdx.y; block < blocks; block += gridDim.y) {
@@ -31,19 +35,27 @@ __global__ __launch_bounds__(kColumnThreads) void column_stats_kernel(View<T> x,
       float values[kVector];
       x.load(i, j, values);
       const float fold = stats.fold ? stats.fold[i] : 1.0f;
+      uint32_t row = 0;
 #pragma unroll
       for (int c = 0; c < kVector; ++c) {
         sum[c] = __fadd_rn(sum[c], values[c]);
         const uint32_t bits = abs_bits(__fmul_rn(values[c], fold));
         if (bits > largest[c] && !(stats.finite_only && bits >= kInfBits)) largest[c] = bits;
+        if constexpr (Rows) row = abs_bits(values[c]) > row ? abs_bits(values[c]) : row;
       }
+      if constexpr (Rows) join_warp(row, stats.row_absmax + i);
     }
     if (stats.block_sums)
       for (int c = 0; c < kVector && j + c < x.cols; ++c)
         stats.block_sums[block * x.cols + j + c] = sum[c];
   }
+  if (stats.tensor) {
+    uint32_t all = 0;  // a column that does not exist has no absmax, whatever the fold
+    for (int c = 0; c < kVector && j + c < x.cols; ++c) all = largest[c] > all ? largest[c] : all;
+    return join_warp(all, stats.absmax);
+  }
   for (int c = 0; c < kVector && j + c < x.cols; ++c)
-    if (largest[c] > 0) atomicMax(stats.absmax + (stats.tensor ? 0 : j + c), largest[c]);
+    if (largest[c] > 0) atomicMax(stats.absmax + j + c, largest[c]);
 }
 
 __global__ void add_blocks(const float* block_sums, int64_t blocks, int64_t cols, float* sum) {
@@ -60,13 +72,16 @@ __global__ void add_blocks(const float* block_sums, int64_t blocks, int64_t cols
 void column_stats(const MatrixView& x, const ColumnStats& stats, const Stream& stream) {
   if (x.cols == 0) return;
   fill_zero(stats.absmax, (stats.tensor ? 1 : x.cols) * 4, stream);
+  if (stats.row_absmax) fill_zero(stats.row_absmax, x.rows * 4, stream);
   const int64_t blocks = ceil_div(x.rows, kColumnBlock);
   if (blocks > 0)
     with_dtype(x.dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
       const dim3 grid(static_cast<unsigned>(ceil_div(x.cols, kColumnThreads * kVector)),
                       static_cast<unsigned>(std::min(blocks, kMaxRowBlocks)));
-      launch(stream, column_stats_kernel<T>, grid, dim3(kColumnThreads), 0, view_as<T>(x), stats);
+      const auto kernel =
+          stats.row_absmax ? column_stats_kernel<T, true> : column_stats_kernel<T, false>;
+      launch(stream, kernel, grid, dim3(kColumnThreads), 0, view_as<T>(x), stats);
     });
   if (stats.sum)
     launch(stream, add_blocks, linear_grid(x.cols), dim3(kLinearThreads), 0, stats.block_sums,

@@ -1,4 +1,4 @@
-// Panels of the outlier columns: high limbs of x and gathered columns of the weight.
+// Panels of the outlier columns: limbs of x and gathered columns of the weight.
 #include "arithmetic.cuh"
 #include "element.cuh"
 #include "launch.cuh"
@@ -16,8 +16,8 @@ __global__ void high_limbs_kernel(View<T> x, ScaleSource source, OutlierColumns 
   const int64_t i = Transposed ? at % stride : at / stride;
   const int64_t t = Transposed ? at / stride : at % stride;
   int8_t limb = 0;
-  if (i < x.rows && t < *outliers.count) {
-    const float value = x.at(i, outliers.index[t]);
+  if (i < x.rows && outliers.holds(t)) {
+    const float value = x.at(i, outliers.column(t));
     limb = high_limb(quantize_outlier(value, source.of(i), limit));
   }
   to[at] = limb;
@@ -56,26 +56,48 @@ __global__ void gather_columns_kernel(const int8_t* weight, int64_t rows, int64_
   const int64_t at = linear_index();
   if (at >= rows * stride) return;
   const int64_t i = at / stride, t = at % stride;
-  panel[at] = t < *outliers.count ? weight[i * depth_stride + outliers.index[t]] : int8_t{0};
+  panel[at] = outliers.holds(t) ? weight[i * depth_stride + outliers.column(t)] : int8_t{0};
+}
+
+__global__ void lift_low_kernel(int8_t* values, int64_t rows, int64_t depth_stride,
+                                OutlierColumns outliers, int64_t stride, int8_t* panel) {
+  const int64_t at = linear_index();
+  if (at >= rows * stride) return;
+  const int64_t i = at / stride, t = at % stride;
+  int8_t limb = 0;
+  if (outliers.holds(t)) {
+    int8_t& value = values[i * depth_stride + outliers.column(t)];
+    limb = value;
+    value = 0;
+  }
+  panel[at] = limb;
 }
 
 __global__ void gather_rows_kernel(const int8_t* from, int64_t vectors, OutlierColumns outliers,
                                    int8_t* to) {
   const int64_t at = linear_index();
-  if (at >= *outliers.count * vectors) return;
   const int64_t t = at / vectors, v = at % vectors;
+  if (!outliers.holds(t)) return;
   reinterpret_cast<uint4*>(to)[at] =
-      reinterpret_cast<const uint4*>(from)[outliers.index[t] * vectors + v];
+      reinterpret_cast<const uint4*>(from)[outliers.column(t) * vectors + v];
 }
 
 }  // namespace
 
-void gather_columns(const int8_t* weight, int64_t rows, int64_t depth_stride,
-                    const OutlierColumns& outliers, int8_t* panel, const Stream& stream) {
+void gather_columns(const int8_t* weight, int64_t rows, const OutlierColumns& outliers,
+                    int8_t* panel, const Stream& stream) {
   const int64_t stride = round_up(outliers.capacity, kDepthAlign);
   if (rows * stride == 0) return;
   launch(stream, gather_columns_kernel, linear_grid(rows * stride), dim3(kLinearThreads), 0, weight,
-         rows, depth_stride, outliers, stride, panel);
+         rows, round_up(outliers.cols, kDepthAlign), outliers, stride, panel);
+}
+
+void lift_low_limbs(int8_t* values, int64_t rows, const OutlierColumns& outliers, int8_t* panel,
+                    const Stream& stream) {
+  const int64_t stride = round_up(outliers.capacity, kDepthAlign);
+  if (rows * stride == 0) return;
+  launch(stream, lift_low_kernel, linear_grid(rows * stride), dim3(kLinearThreads), 0, values, rows,
+         round_up(outliers.cols, kDepthAlign), outliers, stride, panel);
 }
 
 void gather_rows(const int8_t* from, int64_t bytes, const OutlierColumns& outliers, int8_t* to,

@@ -1,16 +1,10 @@
 // Row absmax and the tile that writes int8 both row-major and transposed in one read of x.
-#include <algorithm>
-
-#include "arithmetic.cuh"
-#include "element.cuh"
-#include "launch.cuh"
 #include "quantize.cuh"
+#include "tile.cuh"
 
 namespace int8tile::cuda {
 namespace {
 
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kRowThreads = 128;
 
 /// The largest value of the block joins *to.
@@ -63,13 +57,6 @@ void row_absmax(const MatrixView& x, const float* fold, const int32_t* slot,
   });
 }
 
-// One block takes 128 rows by 64 columns, a thread 4 rows by 8 columns.
-constexpr int kTileRows = 128, kTileCols = 64, kTileThreads = 256;
-constexpr int kThreadRows = 4;
-constexpr int kThreadsAcross = kTileCols / kVector;
-constexpr int kWordsDown = kTileRows / kThreadRows;  // 4 rows of a column fill a 32-bit word
-static_assert(kThreadsAcross * kWordsDown == kTileThreads);
-
 struct TileJob {
   const float* fold;
   ScaleSource source;
@@ -78,15 +65,8 @@ struct TileJob {
   const int64_t* seed;
   uint32_t gemm_id;
   Int8Targets to;
-  int64_t row_bytes, column_bytes;  // of a row of `row_major` and of `transposed`
+  TileExtent extent;
 };
-
-template <bool Stochastic>
-__device__ inline int quantize_value(float value, float inv, uint32_t base, uint64_t index) {
-  const float scaled = __fmul_rn(value, inv);
-  if constexpr (Stochastic) return round_stochastic(scaled, base, index);
-  return round_nearest(scaled, static_cast<float>(kInt8Max));
-}
 
 /// Scales of the tile's rows or columns to shared memory; one block of each stores them.
 template <bool Columns>
@@ -103,34 +83,32 @@ __device__ inline void load_scales(const TileJob& job, int64_t first, int64_t en
 
 template <class T, bool Columns, bool Stochastic>
 __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJob job) {
-  __shared__ uint32_t turned[kTileCols][kWordsDown + 1];  // [column][4 rows]; padded against banks
+  __shared__ TurnedTile turned;
   __shared__ Scale scales[Columns ? kTileCols : kTileRows];
-  const int across = static_cast<int>(threadIdx.x) % kThreadsAcross;
-  const int down = static_cast<int>(threadIdx.x) / kThreadsAcross;
-  const int64_t first_col = static_cast<int64_t>(blockIdx.x) * kTileCols;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * kTileRows;
-  const int64_t j = first_col + across * kVector, i = first_row + down * kThreadRows;
+  const TilePlace at(job.extent);
   if constexpr (Columns)
-    load_scales<true>(job, first_col, x.cols, blockIdx.y == 0, scales);
+    load_scales<true>(job, at.first_col, x.cols, at.first_row == 0, scales);
   else
-    load_scales<false>(job, first_row, x.rows, blockIdx.x == 0, scales);
+    load_scales<false>(job, at.first_row, x.rows, at.first_col == 0, scales);
   const uint32_t base = Stochastic ? rounding_base(*job.seed, job.gemm_id) : 0;
   bool apart[kVector];
 #pragma unroll
-  for (int c = 0; c < kVector; ++c) apart[c] = job.slot && j + c < x.cols && job.slot[j + c] >= 0;
+  for (int c = 0; c < kVector; ++c)
+    apart[c] = job.slot && at.col + c < x.cols && job.slot[at.col + c] >= 0;
 
   uint32_t columns[kVector] = {};
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) {
+    const int64_t i = at.row + r;
     float values[kVector];
-    x.load(i + r, j, values);
-    const float factor = job.fold && i + r < x.rows ? job.fold[i + r] : 1.0f;
+    x.load(i, at.col, values);
+    const float factor = job.fold && i < x.rows ? job.fold[i] : 1.0f;
     uint32_t words[2] = {};
 #pragma unroll
     for (int c = 0; c < kVector; ++c) {
-      const Scale& scale = scales[Columns ? across * kVector + c : down * kThreadRows + r];
-      const auto index = static_cast<uint64_t>(i + r) * static_cast<uint64_t>(x.cols) +
-                         static_cast<uint64_t>(j + c);
+      const Scale& scale = scales[Columns ? at.across * kVector + c : at.down * kThreadRows + r];
+      const auto index = static_cast<uint64_t>(i) * static_cast<uint64_t>(x.cols) +
+                         static_cast<uint64_t>(at.col + c);
       const float value = __fmul_rn(values[c], factor);
       const int q = apart[c] ? low_limb(quantize_outlier(value, scale, job.limit))
                              : quantize_value<Stochastic>(value, scale.inv, base, index);
@@ -138,29 +116,12 @@ __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJ
       words[c / 4] |= byte << (8 * (c % 4));
       columns[c] |= byte << (8 * r);
     }
-    if (job.to.row_major && i + r < x.rows && j < job.row_bytes)
-      *reinterpret_cast<uint2*>(job.to.row_major + (i + r) * job.row_bytes + j) =
+    if (job.to.row_major && i < x.rows && at.col < job.extent.row_bytes)
+      *reinterpret_cast<uint2*>(job.to.row_major + i * job.extent.row_bytes + at.col) =
           make_uint2(words[0], words[1]);
   }
-  if (!job.to.transposed) return;
-#pragma unroll
-  for (int c = 0; c < kVector; ++c) turned[across * kVector + c][down] = columns[c];
-  __syncthreads();
-  const int word = static_cast<int>(threadIdx.x) % kWarp;  // a warp writes 128 bytes of a column
-  for (int c = static_cast<int>(threadIdx.x) / kWarp; c < kTileCols; c += kTileThreads / kWarp) {
-    const int64_t column = first_col + c, row = first_row + word * kThreadRows;
-    if (column < x.cols && row < job.column_bytes)
-      *reinterpret_cast<uint32_t*>(job.to.transposed + column * job.column_bytes + row) =
-          turned[c][word];
-  }
-}
-
-template <class T, bool Columns>
-void launch_tiles(const MatrixView& x, const TileJob& job, Rounding rounding, dim3 grid,
-                  const Stream& stream) {
-  const auto kernel = rounding == Rounding::kStochastic ? quantize_kernel<T, Columns, true>
-                                                        : quantize_kernel<T, Columns, false>;
-  launch(stream, kernel, grid, dim3(kTileThreads), 0, view_as<T>(x), job);
+  if (job.to.transposed)
+    store_transposed(at, columns, turned, x.cols, job.extent, job.to.transposed);
 }
 
 template <bool Columns>
@@ -168,12 +129,12 @@ void quantize_tiles(const MatrixView& x, TileJob job, const Quantization& how,
                     const Stream& stream) {
   job.seed = how.seed;
   job.gemm_id = how.gemm_id;
-  job.row_bytes = round_up(x.cols, kDepthAlign);
-  job.column_bytes = round_up(x.rows, kDepthAlign);
-  const dim3 grid(static_cast<unsigned>(ceil_div(job.row_bytes, kTileCols)),
-                  static_cast<unsigned>(ceil_div(job.column_bytes, kTileRows)));
+  job.extent = tile_extent(x);
   with_dtype(x.dtype, [&](auto tag) {
-    launch_tiles<typename decltype(tag)::type, Columns>(x, job, how.rounding, grid, stream);
+    using T = typename decltype(tag)::type;
+    const auto kernel = how.rounding == Rounding::kStochastic ? quantize_kernel<T, Columns, true>
+                                                              : quantize_kernel<T, Columns, false>;
+    launch(stream, kernel, tile_grid(job.extent), dim3(kTileThreads), 0, view_as<T>(x), job);
   });
 }
 

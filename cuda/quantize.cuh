@@ -1,6 +1,8 @@
 // Stage 3 on the device: float matrices to int8 in the layouts that the GEMM reads.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include "int8tile/cuda.hpp"
 
 namespace int8tile::cuda {
@@ -11,7 +13,17 @@ struct OutlierColumns {
   const int32_t* index = nullptr;  // [capacity]
   const int32_t* count = nullptr;  // how many were found
   int64_t capacity = 0;
+  int64_t cols = 0;
   int outlier_bits = 12;
+
+  __device__ bool holds(int64_t t) const { return t < *count && t < capacity; }
+  /// The column of a slot that it holds. Callers hand in what an earlier call found; another index
+  /// would be a wild address, so it ends the kernel.
+  __device__ int64_t column(int64_t t) const {
+    const int64_t j = index[t];
+    if (j < 0 || j >= cols) __trap();
+    return j;
+  }
 };
 
 /// Absmax of the rows (or of the tensor) in bits: `regular` and `outlier`, each [rows].
@@ -37,6 +49,22 @@ void quantize_rows(const MatrixView& x, const float* fold, const OutlierColumns&
 void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* absmax,
                       const Quantization& how, const Int8Targets& to, const Stream& stream);
 
+/// Both copies of a gradient: row-major with a scale per row, and times a fold, transposed, with a
+/// scale per column. With one scale for the tensor both hold the same integers.
+struct GradientTargets {
+  int8_t *row_major = nullptr, *transposed = nullptr;
+  float *row_scale = nullptr, *column_scale = nullptr;  // [rows], [cols]
+};
+
+struct GradientAbsmax {
+  const uint32_t* rows = nullptr;     // [rows] bits of g; not read for a tensor
+  const uint32_t* columns = nullptr;  // [cols], or [1], bits of g times the fold
+};
+
+/// The same integers and scales as quantize_rows and quantize_columns give; g is not empty.
+void quantize_gradient(const MatrixView& g, const float* fold, const GradientAbsmax& absmax,
+                       const Quantization& how, const GradientTargets& to, const Stream& stream);
+
 /// High limbs of the outlier columns, after quantize_rows with the same absmax; zero beyond those
 /// found. row_major // [rows, round_up(capacity, 16)]; transposed // [capacity, round_up(rows,
 /// 16)].
@@ -44,9 +72,15 @@ void quantize_high_limbs(const MatrixView& x, const OutlierColumns& outliers,
                          const Quantization& how, const AbsmaxBits& absmax, int8_t* row_major,
                          int8_t* transposed, const Stream& stream);
 
-/// panel[i, t] = weight[i, index[t]], zero beyond those found. weight // [rows, depth_stride].
-void gather_columns(const int8_t* weight, int64_t rows, int64_t depth_stride,
-                    const OutlierColumns& outliers, int8_t* panel, const Stream& stream);
+/// panel[i, t] = weight[i, index[t]], zero beyond those found. weight // [rows, round_up(cols,
+/// 16)].
+void gather_columns(const int8_t* weight, int64_t rows, const OutlierColumns& outliers,
+                    int8_t* panel, const Stream& stream);
+
+/// Moves the low limbs from their columns to a panel // [rows, round_up(capacity, 16)] and leaves
+/// zeros. values // [rows, round_up(cols, 16)].
+void lift_low_limbs(int8_t* values, int64_t rows, const OutlierColumns& outliers, int8_t* panel,
+                    const Stream& stream);
 
 /// to[t] = from[index[t]] for the columns found; rows of `bytes`, a multiple of 16.
 void gather_rows(const int8_t* from, int64_t bytes, const OutlierColumns& outliers, int8_t* to,

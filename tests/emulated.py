@@ -119,14 +119,9 @@ def emulated_core(tmp_path_factory):
     return build(tmp_path_factory.mktemp("emulated"))
 
 
-@pytest.fixture(params=["emulated", "cuda"])
-def ops(request, monkeypatch):
+@pytest.fixture
+def emulated_ops(emulated_core, monkeypatch):
     """Workspaces start out as poison, so that an element read before it is written is seen."""
-    if request.param == "cuda":
-        if why := no_gpu():
-            pytest.skip(why)
-        return OnGpu()
-    emulated_core = request.getfixturevalue("emulated_core")
     block_bytes, device = schema.block_bytes, torch.device("cuda")
 
     def poisoned(tensor, size):
@@ -137,3 +132,13 @@ def ops(request, monkeypatch):
     monkeypatch.setattr(cuda, "_workspace", poisoned)
     monkeypatch.setattr(schema, "block_bytes", lambda m, k, c, _: block_bytes(m, k, c, device))
     return Emulated()
+
+
+@pytest.fixture(params=["emulated", "cuda"])
+def ops(request):
+    """The CUDA kernels: emulated, and on a GPU where there is one."""
+    if request.param == "emulated":
+        return request.getfixturevalue("emulated_ops")
+    if why := no_gpu():
+        pytest.skip(why)
+    return OnGpu()

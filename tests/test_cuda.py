@@ -188,12 +188,66 @@ def test_more_output_features_than_a_sum_holds_are_added_in_slices(ops):
     same(ops.linear_grad_input(g, w), reference.grad_input(array(g), array(w)))
 
 
-def test_a_split_of_too_many_features_is_refused(ops):
-    x, w = torch.ones(1, 131_073), torch.ones(1, 131_073)
-    with pytest.raises(RuntimeError, match="for up to 131072 input features; got 131073"):
-        ops.linear_forward(x, w)
-    y = ops.linear_forward(x, w, threshold=None)[0]
-    same(y, reference.linear_forward(array(x), array(w), threshold=None)[0])
+@pytest.mark.parametrize(
+    ("capacity", "packed"), [(None, False), (700, True)], ids=["trained", "packed"]
+)
+def test_more_input_features_than_a_sum_holds_are_added_in_slices(ops, capacity, packed):
+    """All limbs go with the first slice, which a large capacity makes shorter."""
+    k, columns = 131_072 + 300, (5, 131_000, 131_071, 131_080)
+    x, w, bias, g = layer(2, 3, k, outliers=columns)
+    if not packed:
+        assert check_layer(ops, x, w, bias, g, capacity=capacity) == [len(columns), 0]
+        return
+    expected = expected_linear(x, w, bias, g, capacity=capacity)
+    weight, scale = ops.pack_weight(w)
+    y, *_ = ops.linear_forward(
+        x, w, bias, outlier_capacity=capacity, packed_weight=weight, weight_scale=scale
+    )
+    same(y, expected.output)
+
+
+@pytest.mark.parametrize("where", [-1, 40, 2**30])
+def test_an_index_outside_the_matrix_ends_the_kernel(emulated_ops, where):
+    """It is read on the device only, where it would be a wild address."""
+    x, w, _, g = layer(9, 12, 40)
+    block, *saved = emulated_ops.quantize_input(x)
+    emulated_ops.linear_multiply(block, *saved[2:], w)
+    saved[3][0] = where
+    with pytest.raises(RuntimeError, match="CUDA: launch: unspecified launch failure"):
+        emulated_ops.linear_multiply(block, *saved[2:], w)
+    with pytest.raises(RuntimeError, match="CUDA: launch: unspecified launch failure"):
+        emulated_ops.linear_grad_weight(g, *saved, 40)
+
+
+@pytest.mark.parametrize("count", [-5, 33, 2**31 - 1])
+def test_a_wrong_count_stays_within_the_capacity(emulated_ops, count):
+    x, w, _, g = layer(9, 12, 40)
+    block, *saved = emulated_ops.quantize_input(x, outlier_capacity=2)
+    expected = emulated_ops.linear_multiply(block, *saved[2:], w)
+    assert saved[4][0] == 2
+    saved[4][0] = count
+    y = emulated_ops.linear_multiply(block, *saved[2:], w)
+    if count > 0:
+        same(y, expected)
+    emulated_ops.linear_grad_weight(g, *saved, 40)
+
+
+def test_int8_operands_must_start_at_16_bytes(emulated_ops):
+    x, w, _, g = layer(9, 12, 40)
+    block, *saved = emulated_ops.quantize_input(x)
+
+    def moved(tensor):
+        return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+
+    with pytest.raises(ValueError, match="linear_multiply: block must start at a multiple of 16"):
+        emulated_ops.linear_multiply(moved(block), *saved[2:], w)
+    with pytest.raises(ValueError, match="grad_weight: saved_input must start at a multiple of 16"):
+        emulated_ops.linear_grad_weight(g, moved(saved[0]), *saved[1:], 40)
+    with pytest.raises(ValueError, match="backward: saved_limbs must start at a multiple of 16"):
+        emulated_ops.linear_backward(g, w, saved[0], moved(saved[1]), *saved[2:])
+    packed, scale = emulated_ops.pack_weight(w, transpose=True)
+    with pytest.raises(ValueError, match="input: packed_weight must start at a multiple of 16"):
+        emulated_ops.linear_grad_input(g, w, packed_weight=moved(packed), weight_scale=scale)
 
 
 @pytest.mark.skipif(_core.cuda_compiled, reason="this build has the CUDA backend")

@@ -43,7 +43,11 @@ __global__ __launch_bounds__(Sm80Layout<TileM, TileN>::kThreads,
                              1) void sm80_kernel(Sm80Args<Out> args) {
   using L = Sm80Layout<TileM, TileN>;
   extern __shared__ __align__(128) int8_t shared[];
-  const int m0 = blockIdx.y * TileM, n0 = blockIdx.x * TileN;
+  // Neighbors along n first. In one dimension, since the others end at 65,535 blocks.
+  const int across = (args.b.rows + TileN - 1) / TileN;
+  const int tile_m = static_cast<int>(blockIdx.x) / across;
+  const int tile_n = static_cast<int>(blockIdx.x) % across;
+  const int m0 = tile_m * TileM, n0 = tile_n * TileN;
   if (args.live_columns && n0 >= *args.live_columns) return;
   const SegmentPlan plan = args.high_count
                                ? SegmentPlan::make(*args.high_count, args.panel_depth, L::kDepth)
@@ -54,8 +58,8 @@ __global__ __launch_bounds__(Sm80Layout<TileM, TileN>::kThreads,
   };
   const auto tile_a = make_shape(Int<TileM>{}, Int<L::kDepth>{});
   const auto tile_b = make_shape(Int<TileN>{}, Int<L::kDepth>{});
-  const auto at_a = make_coord(static_cast<int>(blockIdx.y), _);
-  const auto at_b = make_coord(static_cast<int>(blockIdx.x), _);
+  const auto at_a = make_coord(tile_m, _);
+  const auto at_b = make_coord(tile_n, _);
   const int panel = args.panel_depth;
   Tensor gmem_a =
       local_tile(matrix(args.a.regular, args.a.rows, args.depth, args.a.stride), tile_a, at_a);
@@ -163,8 +167,8 @@ void sm80_launch(const Sm80Args<Out>& args, const Stream& stream) {
   const auto kernel = &sm80_kernel<Out, TileM, TileN>;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::kSharedBytes),
         "shared memory of the GEMM");
-  const dim3 grid(static_cast<unsigned>(ceil_div(args.b.rows, TileN)),
-                  static_cast<unsigned>(ceil_div(args.a.rows, TileM)));
+  const dim3 grid(
+      static_cast<unsigned>(ceil_div(args.b.rows, TileN) * ceil_div(args.a.rows, TileM)));
   launch(stream, kernel, grid, dim3(L::kThreads), L::kSharedBytes, args);
 }
 

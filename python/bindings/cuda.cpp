@@ -14,14 +14,13 @@ namespace {
 
 // (device index, cudaStream_t, address of the workspace)
 using Call = std::tuple<int, Address, Address>;
-// Addresses of the values, high limbs, saved values, saved high limbs, scales, index and count,
-// and the outlier capacity.
-using Input = std::tuple<Address, Address, Address, Address, Address, Address, Address, int64_t>;
+// Addresses of the values, high limbs, low limbs (0: in place), saved values, saved high limbs,
+// scales, index and count, and the outlier capacity.
+using Input =
+    std::tuple<Address, Address, Address, Address, Address, Address, Address, Address, int64_t>;
 using Options = std::tuple<std::string, std::string>;                        // granularity, scale
 using Rounded = std::tuple<std::string, std::string, std::string, Address>;  // and rounding, seed
 using Packed = std::tuple<Address, Address>;                                 // values, scale
-
-constexpr uint32_t kGradInputId = 1, kGradWeightId = 2;
 
 cuda::Stream stream(const Call& call) {
   return {pointer<void>(std::get<1>(call)), std::get<0>(call)};
@@ -30,11 +29,13 @@ cuda::Stream stream(const Call& call) {
 void* workspace(const Call& call) { return pointer<void>(std::get<2>(call)); }
 
 cuda::QuantizedInput input_of(const Input& input) {
-  const auto [values, high, saved_values, saved_high, scale, index, count, capacity] = input;
-  return {pointer<int8_t>(values),     pointer<int8_t>(high), pointer<int8_t>(saved_values),
-          pointer<int8_t>(saved_high), pointer<float>(scale), pointer<int32_t>(index),
-          pointer<int32_t>(count)};
+  const auto [values, high, low, saved_values, saved_high, scale, index, count, capacity] = input;
+  return {pointer<int8_t>(values),       pointer<int8_t>(high),       pointer<int8_t>(low),
+          pointer<int8_t>(saved_values), pointer<int8_t>(saved_high), pointer<float>(scale),
+          pointer<int32_t>(index),       pointer<int32_t>(count)};
 }
+
+int64_t capacity_of(const Input& input) { return std::get<8>(input); }
 
 cuda::Quantization how_of(const Options& options) {
   const QuantizeSpec spec = spec_of(std::get<0>(options), std::get<1>(options));
@@ -53,7 +54,7 @@ cuda::Int8Matrix packed_of(const Packed& packed) {
 
 void quantize_input(const Call& call, const Matrix& x, float threshold, int outlier_bits,
                     const Options& options, const Input& to) {
-  const SplitSpec split{threshold, outlier_bits, std::get<7>(to)};
+  const SplitSpec split{threshold, outlier_bits, capacity_of(to)};
   const cuda::Quantization how = how_of(options);
   const py::gil_scoped_release release;
   cuda::quantize_input(view(x), split, how, input_of(to), workspace(call), stream(call));
@@ -71,7 +72,7 @@ void multiply(const Call& call, int64_t m, const Input& input, const Matrix& wei
               const Packed& packed, const Options& options, Address bias, const Matrix& out) {
   const cuda::MultiplyArgs args{m,
                                 input_of(input),
-                                std::get<7>(input),
+                                capacity_of(input),
                                 view(weight),
                                 packed_of(packed),
                                 how_of(options),
@@ -81,27 +82,50 @@ void multiply(const Call& call, int64_t m, const Input& input, const Matrix& wei
   cuda::linear_multiply(args, workspace(call), stream(call));
 }
 
+cuda::GradInputArgs grad_input_args(const Matrix& grad_output, const Matrix& weight,
+                                    const Packed& packed, const Rounded& options,
+                                    const Matrix& out) {
+  return {view(grad_output), view(weight), packed_of(packed), how_of(options, cuda::kGradInputId),
+          output(out)};
+}
+
+cuda::GradWeightArgs grad_weight_args(const Matrix& grad_output, const Input& input,
+                                      const Rounded& options, const Matrix& out,
+                                      Address grad_bias) {
+  // With one scale for the tensor both gradients share one q(g), so one stream of bits.
+  const bool tensor = std::get<0>(options) == "tensor";
+  return {view(grad_output),
+          input_of(input),
+          std::get<3>(out),
+          capacity_of(input),
+          how_of(options, tensor ? cuda::kGradInputId : cuda::kGradWeightId),
+          output(out),
+          pointer<float>(grad_bias)};
+}
+
 void grad_input(const Call& call, const Matrix& grad_output, const Matrix& weight,
                 const Packed& packed, const Rounded& options, const Matrix& out) {
-  const cuda::GradInputArgs args{view(grad_output), view(weight), packed_of(packed),
-                                 how_of(options, kGradInputId), output(out)};
+  const cuda::GradInputArgs args = grad_input_args(grad_output, weight, packed, options, out);
   const py::gil_scoped_release release;
   cuda::linear_grad_input(args, workspace(call), stream(call));
 }
 
 void grad_weight(const Call& call, const Matrix& grad_output, const Input& input,
                  const Rounded& options, const Matrix& out, Address grad_bias) {
-  // With one scale for the tensor both gradients share one q(g), so one stream of bits.
-  const bool tensor = std::get<0>(options) == "tensor";
-  const cuda::GradWeightArgs args{view(grad_output),
-                                  input_of(input),
-                                  std::get<3>(out),
-                                  std::get<7>(input),
-                                  how_of(options, tensor ? kGradInputId : kGradWeightId),
-                                  output(out),
-                                  pointer<float>(grad_bias)};
+  const cuda::GradWeightArgs args = grad_weight_args(grad_output, input, options, out, grad_bias);
   const py::gil_scoped_release release;
   cuda::linear_grad_weight(args, workspace(call), stream(call));
+}
+
+void backward(const Call& call, const Matrix& grad_output, const Matrix& weight, const Input& input,
+              const Rounded& options, const Matrix& grad_input, const Matrix& grad_weight,
+              Address grad_bias) {
+  const cuda::GradInputArgs input_args =
+      grad_input_args(grad_output, weight, {}, options, grad_input);
+  const cuda::GradWeightArgs weight_args =
+      grad_weight_args(grad_output, input, options, grad_weight, grad_bias);
+  const py::gil_scoped_release release;
+  cuda::linear_backward(input_args, weight_args, workspace(call), stream(call));
 }
 
 void gemm(const Call& call, Address a, int64_t m, int64_t k, Address b, int64_t n, Address a_high,
@@ -133,6 +157,8 @@ void bind_workspaces(py::module_& m) {
         py::arg("k"), py::arg("packed"));
   m.def("cuda_grad_weight_workspace", &cuda::grad_weight_workspace, py::arg("m"), py::arg("n"),
         py::arg("k"), py::arg("capacity"));
+  m.def("cuda_backward_workspace", &cuda::backward_workspace, py::arg("m"), py::arg("n"),
+        py::arg("k"), py::arg("capacity"));
 }
 
 }  // namespace
@@ -155,6 +181,9 @@ void bind_cuda(py::module_& m) {
         py::arg("weight"), py::arg("packed"), py::arg("options"), py::arg("out"));
   m.def("cuda_linear_grad_weight", &grad_weight, py::arg("call"), py::arg("grad_output"),
         py::arg("input"), py::arg("options"), py::arg("out"), py::arg("grad_bias"));
+  m.def("cuda_linear_backward", &backward, py::arg("call"), py::arg("grad_output"),
+        py::arg("weight"), py::arg("input"), py::arg("options"), py::arg("grad_input"),
+        py::arg("grad_weight"), py::arg("grad_bias"));
   m.def("cuda_gemm", &gemm, py::arg("call"), py::arg("a"), py::arg("m"), py::arg("k"), py::arg("b"),
         py::arg("n"), py::arg("a_high"), py::arg("b_high"), py::arg("high_columns"),
         py::arg("high_count"), py::arg("out"));

@@ -7,10 +7,10 @@ _Matrix = tuple[int, int, int, int, int, int]
 _Saved = tuple[int, int, int, int, int, int]
 
 # Of the functions cuda_*, which only builds with the CUDA backend have: device index, stream and
-# address of the workspace; addresses of the values, high limbs, saved values, saved high limbs,
-# scales, outlier index and outlier count, and the outlier capacity.
+# address of the workspace; addresses of the values, high limbs, low limbs (0: in place), saved
+# values, saved high limbs, scales, outlier index and outlier count, and the outlier capacity.
 _Call = tuple[int, int, int]
-_CudaInput = tuple[int, int, int, int, int, int, int, int]
+_CudaInput = tuple[int, int, int, int, int, int, int, int, int]
 
 __version__: str
 cuda_compiled: bool
@@ -228,6 +228,7 @@ def cuda_quantize_workspace(rows: int, cols: int) -> int: ...
 def cuda_multiply_workspace(m: int, n: int, k: int, capacity: int, packed: bool) -> int: ...
 def cuda_grad_input_workspace(m: int, n: int, k: int, packed: bool) -> int: ...
 def cuda_grad_weight_workspace(m: int, n: int, k: int, capacity: int) -> int: ...
+def cuda_backward_workspace(m: int, n: int, k: int, capacity: int) -> int: ...
 def cuda_quantize_input(
     call: _Call,
     input: _Matrix,
@@ -270,6 +271,16 @@ def cuda_linear_grad_weight(
     input: _CudaInput,
     options: tuple[str, str, str, int],
     out: _Matrix,
+    grad_bias: int,
+) -> None: ...
+def cuda_linear_backward(
+    call: _Call,
+    grad_output: _Matrix,
+    weight: _Matrix,
+    input: _CudaInput,
+    options: tuple[str, str, str, int],
+    grad_input: _Matrix,
+    grad_weight: _Matrix,
     grad_bias: int,
 ) -> None: ...
 def cuda_gemm(

@@ -50,6 +50,7 @@ inline std::vector<uint64_t> slots;  // what lanes of a warp show each other
 inline ucontext_t scheduler;
 inline unsigned live = 0, current = 0;  // threads of the block, and the one that runs
 inline const std::function<void()>* body = nullptr;
+inline bool trapped = false;  // a thread has ended the kernel
 
 inline void yield() { swapcontext(&fibers[current].context, &scheduler); }
 
@@ -113,6 +114,10 @@ Result exchange(uint64_t value, Result result, const Join& join) {
 inline void __syncthreads() {
   emulation::meet(&emulation::Fiber::barriers, 0, emulation::live);
 }
+inline void __trap() {
+  emulation::trapped = emulation::fibers[emulation::current].done = true;
+  emulation::yield();
+}
 inline unsigned __ballot_sync(unsigned, bool flag) {
   return emulation::exchange(flag, 0u, [](unsigned& votes, unsigned lane, uint64_t value) {
     votes |= static_cast<unsigned>(value) << lane;
@@ -147,7 +152,13 @@ inline float __int2float_rn(int value) { return static_cast<float>(value); }
 inline int __clz(int value) { return std::countl_zero(static_cast<unsigned>(value)); }
 inline int __popc(unsigned value) { return std::popcount(value); }
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidDevice = 101 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorInvalidDevice = 101,
+  cudaErrorLaunchFailure = 719,
+};
+enum cudaMemcpyKind { cudaMemcpyDeviceToDevice = 3 };
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount };
 using cudaStream_t = void*;
 struct cudaDeviceProp {
@@ -160,8 +171,16 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream;
 };
 
-inline const char* cudaGetErrorString(cudaError_t) { return "no such device"; }
-inline const char* cudaGetErrorName(cudaError_t) { return "cudaErrorInvalidDevice"; }
+inline const char* cudaGetErrorString(cudaError_t status) {
+  return status == cudaErrorInvalidDevice          ? "no such device"
+         : status == cudaErrorInvalidConfiguration ? "invalid configuration argument"
+                                                   : "unspecified launch failure";
+}
+inline const char* cudaGetErrorName(cudaError_t status) {
+  return status == cudaErrorInvalidDevice          ? "cudaErrorInvalidDevice"
+         : status == cudaErrorInvalidConfiguration ? "cudaErrorInvalidConfiguration"
+                                                   : "cudaErrorLaunchFailure";
+}
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
@@ -179,6 +198,14 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaS
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
+inline cudaError_t cudaMemcpy2DAsync(void* to, std::size_t to_pitch, const void* from,
+                                     std::size_t from_pitch, std::size_t width, std::size_t height,
+                                     cudaMemcpyKind, cudaStream_t) {
+  for (std::size_t i = 0; i < height; ++i)
+    std::memcpy(static_cast<char*>(to) + i * to_pitch,
+                static_cast<const char*>(from) + i * from_pitch, width);
+  return cudaSuccess;
+}
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
@@ -187,10 +214,14 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   const std::function<void()> work = [&] { std::apply(kernel, values); };
   gridDim = config->gridDim;
   blockDim = config->blockDim;
+  constexpr unsigned kMostAcross = 0x7fffffffu, kMostDown = 65535, kMostThreads = 1024;
+  if (gridDim.x - 1 >= kMostAcross || gridDim.y - 1 >= kMostDown || blockDim.x - 1 >= kMostThreads)
+    return cudaErrorInvalidConfiguration;
+  emulation::trapped = false;
   for (unsigned y = 0; y < gridDim.y; ++y)
     for (unsigned x = 0; x < gridDim.x; ++x) {
       blockIdx = dim3(x, y);
       emulation::run_block(work, blockDim.x);
     }
-  return cudaSuccess;
+  return emulation::trapped ? cudaErrorLaunchFailure : cudaSuccess;
 }

@@ -32,6 +32,9 @@ struct Stream {
   int device = 0;
 };
 
+/// Streams of random bits, for stochastic rounding.
+inline constexpr uint32_t kGradInputId = 1, kGradWeightId = 2;
+
 /// How a float matrix becomes int8. The seed is read on the device.
 struct Quantization {
   Granularity granularity = Granularity::kRow;
@@ -42,10 +45,15 @@ struct Quantization {
 };
 
 /// x quantised. Row-major int8 with rows of round_up(cols, 16) bytes, transposed with rows of
-/// round_up(rows, 16); what lies beyond the matrix is zero. Low limbs stand at the outlier columns.
+/// round_up(rows, 16); what lies beyond the matrix is zero. Low limbs stand at the outlier columns
+/// (see `low`). int8 memory starts at multiples of 16 bytes.
+///
+/// index and count are read on the device only: an index outside the matrix ends the kernel, which
+/// the caller sees as a failed launch.
 struct QuantizedInput {
   int8_t* values = nullptr;        // [m, round_up(k, 16)]
   int8_t* high = nullptr;          // high limbs [m, round_up(capacity, 16)]
+  int8_t* low = nullptr;           // low limbs, likewise, where K is sliced; else they are in place
   int8_t* saved_values = nullptr;  // [k, round_up(m, 16)]; null: not wanted
   int8_t* saved_high = nullptr;    // [capacity, round_up(m, 16)]; null: not wanted
   float* scale = nullptr;          // s_x [m]
@@ -58,6 +66,7 @@ int64_t quantize_workspace(int64_t rows, int64_t cols);
 int64_t multiply_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity, bool packed);
 int64_t grad_input_workspace(int64_t m, int64_t n, int64_t k, bool packed);
 int64_t grad_weight_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity);
+int64_t backward_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity);
 
 /// Finds the outlier columns of x and quantises it for the forward GEMM and for backward.
 void quantize_input(const MatrixView& x, const SplitSpec& split, const Quantization& how,
@@ -83,7 +92,7 @@ struct MultiplyArgs {
   OutputView out;               // y [m, n]
 };
 
-/// y = x @ w.T + bias. Throws UnsupportedError for a split of more than 131,072 features.
+/// y = x @ w.T + bias.
 void linear_multiply(const MultiplyArgs& args, void* workspace, const Stream& stream);
 
 struct GradInputArgs {
@@ -109,6 +118,10 @@ struct GradWeightArgs {
 
 /// grad_w = g.T @ x and grad_bias = sum of g over tokens, in the same order as on the CPU.
 void linear_grad_weight(const GradWeightArgs& args, void* workspace, const Stream& stream);
+
+/// Both gradients of one g, with two reads of it less than apart; the same results bit for bit.
+void linear_backward(const GradInputArgs& input_args, const GradWeightArgs& weight_args,
+                     void* workspace, const Stream& stream);
 
 /// Row-major int8 operands of the raw product; depths are multiples of 16.
 struct Int8Product {

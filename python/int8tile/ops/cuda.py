@@ -45,12 +45,18 @@ def _input(
     outlier_index: torch.Tensor,
     outlier_count: torch.Tensor,
     in_features: int,
-) -> tuple[int, int, int, int, int, int, int, int]:
-    values = pointer(block)
-    regular = input_scale.shape[0] * schema.round_up(in_features, schema.DEPTH_ALIGN)
+) -> tuple[int, int, int, int, int, int, int, int, int]:
+    values = high = low = pointer(block)
+    if values:
+        m, capacity = input_scale.shape[0], outlier_index.shape[0]
+        widths = [schema.round_up(size, schema.DEPTH_ALIGN) for size in (in_features, capacity)]
+        sizes = [schema.round_up(m * width, _BLOCK_ALIGN) for width in widths]
+        high = values + sizes[0]
+        low = high + sizes[1] if in_features > schema.MAX_GEMM_DEPTH else 0
     return (
         values,
-        values + schema.round_up(regular, _BLOCK_ALIGN) if values else 0,
+        high,
+        low,
         pointer(saved_input),
         pointer(saved_limbs),
         input_scale.data_ptr(),
@@ -147,22 +153,19 @@ def linear_forward(
     weight_scale: torch.Tensor | None,
 ) -> None:
     """Run y = x @ w.T + bias and keep x, quantised, for grad_weight."""
-    output, *rest = results
-    _, _, input_scale, outlier_index, outlier_count = rest
-    (m, k), options = input.shape, (granularity, scale)
-    block = _workspace(input, schema.block_bytes(m, k, outlier_index.shape[0], input.device))
-    _quantize_into(input, threshold, outlier_bits, options, True, block, rest)
-    _multiply(
-        block,
-        input_scale,
-        outlier_index,
-        outlier_count,
+    output, *saved = results
+    _forward(
+        input,
         weight,
         bias,
-        options,
+        threshold,
+        outlier_bits,
+        (granularity, scale),
         packed_weight,
         weight_scale,
         output,
+        saved,
+        True,
     )
 
 
@@ -181,12 +184,49 @@ def linear_forward_only(
     weight_scale: torch.Tensor | None,
 ) -> None:
     """Run y = x @ w.T + bias and keep nothing."""
-    split = (threshold, outlier_bits, outlier_capacity)
-    options = (granularity, scale)
-    quantized = schema.quantize_input(input, *split, *options, save=False)
-    block, *rest = quantized
-    _, _, input_scale, outlier_index, outlier_count = rest
-    _quantize_into(input, threshold, outlier_bits, options, False, block, rest)
+    who = "int8tile::linear_forward_only"
+    (m, k), empty = input.shape, input.new_empty
+    capacity = schema.resolve_capacity(who, k, threshold, outlier_bits, outlier_capacity)
+    nothing = empty((0,), dtype=torch.uint8)
+    saved = [
+        nothing,
+        nothing,
+        empty((m,), dtype=torch.float32),
+        empty((capacity,), dtype=torch.int32),
+        empty((2,), dtype=torch.int32),
+    ]
+    _forward(
+        input,
+        weight,
+        bias,
+        threshold,
+        outlier_bits,
+        (granularity, scale),
+        packed_weight,
+        weight_scale,
+        output,
+        saved,
+        False,
+    )
+
+
+def _forward(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    threshold: float | None,
+    outlier_bits: int,
+    options: tuple[str, str],
+    packed_weight: torch.Tensor | None,
+    weight_scale: torch.Tensor | None,
+    output: torch.Tensor,
+    saved: list[torch.Tensor],
+    save: bool,
+) -> None:
+    _, _, input_scale, outlier_index, outlier_count = saved
+    (m, k), capacity = input.shape, outlier_index.shape[0]
+    block = _workspace(input, schema.block_bytes(m, k, capacity, input.device))
+    _quantize_into(input, threshold, outlier_bits, options, save, block, saved)
     _multiply(
         block,
         input_scale,
@@ -238,9 +278,9 @@ def linear_grad_input(
     scale: str,
     rounding: str,
     seed: torch.Tensor | None,
-    _out_dtype: torch.dtype | None = None,
-    packed_weight: torch.Tensor | None = None,
-    weight_scale: torch.Tensor | None = None,
+    _out_dtype: torch.dtype | None,
+    packed_weight: torch.Tensor | None,
+    weight_scale: torch.Tensor | None,
 ) -> None:
     """Run grad_x = g @ w."""
     (m, n), k, packed = grad_output.shape, weight.shape[1], packed_weight is not None
@@ -304,13 +344,19 @@ def linear_backward(
     _out_dtype: torch.dtype | None,
     with_bias: bool,
 ) -> None:
-    """Run linear_grad_input and linear_grad_weight."""
-    grad_input, *of_weight = results
-    saved = (saved_input, saved_limbs, input_scale, outlier_index, outlier_count)
-    how = (granularity, scale, rounding, seed)
-    linear_grad_input(grad_input, grad_output, weight, *how)
-    linear_grad_weight(
-        tuple(of_weight), grad_output, *saved, weight.shape[1], *how, None, with_bias
+    """Run linear_grad_input and linear_grad_weight with two reads of g less."""
+    grad_input, grad_weight, grad_bias = results
+    (m, n), k, capacity = grad_output.shape, weight.shape[1], outlier_index.shape[0]
+    call, _kept = _call(grad_output, _core.cuda_backward_workspace(m, n, k, capacity))
+    _core.cuda_linear_backward(
+        call,
+        matrix(grad_output),
+        matrix(weight),
+        _input(None, saved_input, saved_limbs, input_scale, outlier_index, outlier_count, k),
+        (granularity, scale, rounding, pointer(seed)),
+        matrix(grad_input),
+        matrix(grad_weight),
+        pointer(grad_bias) if with_bias else 0,
     )
 
 

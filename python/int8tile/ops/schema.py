@@ -306,11 +306,13 @@ def block_bytes(m: int, k: int, capacity: int, device: torch.device) -> int:
     """Bytes of a quantised input's block; sizes may be symbolic.
 
     On CPU as _core.quantized_input_bytes: int8 panels of the regular part and of the high limbs,
-    and an int32 a row. On CUDA both parts row-major, with rows of whole 16 bytes.
+    and an int32 a row. On CUDA both parts row-major, with rows of whole 16 bytes, and the low limbs
+    where K is summed in slices.
     """
     regular = m * round_up(k, DEPTH_ALIGN)
     if device.type == "cuda":
-        panels = [regular, m * round_up(capacity, DEPTH_ALIGN)]
+        limbs = m * round_up(capacity, DEPTH_ALIGN)
+        panels = [regular, limbs, limbs if k > MAX_GEMM_DEPTH else 0]
     else:
         panels = [regular, m * round_up(capacity, 4), m * 4]
     return sum(round_up(size, 64) for size in panels)
