@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import int8tile
-from int8tile import _core
+from int8tile import _core, gpus
 from int8tile.cli import app
 from int8tile.finetune.settings import ARM_NAMES, TASK_NAMES
 
@@ -62,7 +62,9 @@ def test_plan_shows_the_three_products():
     )
     products = {"forward": forward, "grad_input": grad_input, "grad_weight": grad_weight}
     shown = [f"{name}\n{p.text(with_verdict=False)}\n\n" for name, p in products.items()]
-    assert done.output == "".join(shown) + f"verdict\n  {forward.verdict}\n"
+    shown += [f"verdict\n  {forward.verdict}\n"]
+    shown += [f"{device}\n  {verdict}\n" for device, verdict in gpus.verdicts().items()]
+    assert done.output == "".join(shown)
 
 
 def test_the_verdict_of_a_plan_is_about_the_tokens_of_the_layer():

@@ -27,6 +27,7 @@ LAYERS = {
     "config": 1,
     "reference": 1,
     "planning": 1,
+    "gpus": 1,
     "ops": 2,
     "nn": 3,
     "": 4,  # the package's own __init__: what users import

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 import int8tile
+from int8tile import gpus
 from int8tile.finetune import Settings, UsageError, environment, run
 from int8tile.finetune.settings import ARM_NAMES, DEFAULT_ARMS, TASK_NAMES
 
@@ -174,6 +175,8 @@ def plan(
         typer.echo(f"{name}\n{each.text(with_verdict=False)}\n")
     # Of the layer, once: in the gradients' products m is not the number of tokens.
     typer.echo(f"verdict\n  {plans['forward'].verdict}")
+    for device, verdict in gpus.verdicts().items():
+        typer.echo(f"{device}\n  {verdict}")
 
 
 @app.command()

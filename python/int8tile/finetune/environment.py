@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from int8tile import _core
+from int8tile import _core, gpus
 
 SELF_TEST_TOLERANCE = 0.05  # relative error of a right result; a wrong one is near 1
 
@@ -65,7 +65,7 @@ def self_test() -> dict[str, float]:
 
 
 def _cuda() -> str:
-    """Say whether this build has the CUDA backend and finds a device."""
+    """Say whether this build has the CUDA backend, and what to expect of each device."""
     if not _core.cuda_compiled:
         return (
             "this build has no CUDA backend; torch.cuda.is_available() is "
@@ -74,9 +74,8 @@ def _cuda() -> str:
     experimental = "compiled; experimental, it has not run on a GPU yet"
     if why := _core.cuda_unavailable():
         return f"{experimental}; no device: {why}"
-    devices = [_core.cuda_device(index) for index in range(_core.cuda_device_count())]
-    names = [f"{name} (compute capability {major}.{minor})" for name, major, minor, _ in devices]
-    return f"{experimental}; {', '.join(names)}"
+    found = [f"{device}: {verdict}" for device, verdict in gpus.verdicts().items()]
+    return "; ".join([experimental, *found])
 
 
 def _version(package: str) -> str:

@@ -9,7 +9,7 @@ from numbers import Integral
 import torch
 from torch import nn
 
-from int8tile import _core
+from int8tile import _core, gpus
 from int8tile.config import ConfigMapping, Int8TileConfig, config_for, matches
 from int8tile.nn.linear import Int8Linear
 from int8tile.ops.shared import SharedInput
@@ -126,7 +126,7 @@ def convert_(
     config = Int8TileConfig() if config is None else config
     _check_config(config)
     _check_min_features(min_features)
-    verdict = _core.kernel_verdict()
+    slow = _core.kernel_verdict()
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     report = ConversionReport()
     for name, module in list(model.named_modules()):
@@ -147,9 +147,16 @@ def convert_(
         report.converted.append(name)
     for name, module in model.named_modules():
         report.shared += _share_inputs(module, name, share_inputs)
-    if report.converted and verdict:
-        report.notes.append(verdict)
+    layers = [model.get_submodule(name) for name in report.converted]
+    report.notes += sorted({why for each in layers if (why := _why_slow(each, slow))})
     return report
+
+
+def _why_slow(layer: nn.Module, on_cpu: str) -> str:
+    device = next(layer.parameters()).device
+    if device.type != "cuda":
+        return on_cpu
+    return gpus.why_slow(torch.cuda.get_device_capability(device))
 
 
 def _share_inputs(parent: nn.Module, name: str, share: bool) -> list[tuple[str, ...]]:
