@@ -122,7 +122,7 @@ def emulated_core(tmp_path_factory):
 @pytest.fixture
 def emulated_ops(emulated_core, monkeypatch):
     """Workspaces start out as poison, so that an element read before it is written is seen."""
-    block_bytes, device = schema.block_bytes, torch.device("cuda")
+    block_bytes, panel_shape, device = schema.block_bytes, schema.panel_shape, torch.device("cuda")
 
     def poisoned(tensor, size):
         return torch.full((size + 64,), POISON, dtype=torch.uint8)
@@ -131,6 +131,7 @@ def emulated_ops(emulated_core, monkeypatch):
     monkeypatch.setattr(cuda, "_current_stream", lambda tensor: (0, 0))
     monkeypatch.setattr(cuda, "_workspace", poisoned)
     monkeypatch.setattr(schema, "block_bytes", lambda m, k, c, _: block_bytes(m, k, c, device))
+    monkeypatch.setattr(schema, "panel_shape", lambda rows, k, _: panel_shape(rows, k, device))
     return Emulated()
 
 

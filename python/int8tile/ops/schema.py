@@ -192,7 +192,7 @@ def _check_packed(
     if packed is None and scale is None:
         return
     _check_device(who, first, packed_weight=packed, weight_scale=scale)
-    shape = panel_shape(rows, depth)
+    shape = panel_shape(rows, depth, first.device)
     if (
         packed is None
         or scale is None
@@ -213,9 +213,10 @@ def round_up(value: int, multiple: int) -> int:
     return (value + multiple - 1) // multiple * multiple
 
 
-def panel_shape(rows: int, depth: int) -> tuple[int, int]:
-    """Shape of the uint8 tensor that holds B panels of a [rows, depth] operand."""
-    return round_up(rows, _core.panel_columns()), round_up(depth, DEPTH_ALIGN)
+def panel_shape(rows: int, depth: int, device: torch.device) -> tuple[int, int]:
+    """Shape of the uint8 tensor that holds a [rows, depth] operand: B panels, or rows on CUDA."""
+    panel = 1 if device.type == "cuda" else _core.panel_columns()
+    return round_up(rows, panel), round_up(depth, DEPTH_ALIGN)
 
 
 def linear_forward_only(
@@ -269,11 +270,13 @@ def linear_forward(
 
 
 def _saved_input(input: torch.Tensor, capacity: int, save: bool = True) -> tuple[torch.Tensor, ...]:
-    m, k = input.shape
-    empty = input.new_empty
+    (m, k), device = input.shape, input.device
+    empty, nothing = input.new_empty, (0, 0)
     return (
-        empty(panel_shape(k, m) if save else (0, 0), dtype=torch.uint8),
-        empty(panel_shape(capacity, m) if save and capacity else (0, 0), dtype=torch.uint8),
+        empty(panel_shape(k, m, device) if save else nothing, dtype=torch.uint8),
+        empty(
+            panel_shape(capacity, m, device) if save and capacity else nothing, dtype=torch.uint8
+        ),
         empty((m,), dtype=torch.float32),
         empty((capacity,), dtype=torch.int32),
         empty((2,), dtype=torch.int32),
@@ -424,7 +427,7 @@ def linear_grad_weight(
     _check_seed(who, rounding, seed, grad_output.device)
     _check_out_dtype(who, out_dtype)
     m, n = grad_output.shape
-    wanted = panel_shape(in_features, m)
+    wanted = panel_shape(in_features, m, grad_output.device)
     if saved_input.dtype != torch.uint8 or tuple(saved_input.shape) != wanted:
         raise ValueError(
             f"{who}: saved_input must be what int8tile::linear_forward saved for "
@@ -432,7 +435,7 @@ def linear_grad_weight(
             f"{_shape(saved_input)}"
         )
     capacity = outlier_index.numel()
-    limbs = panel_shape(capacity, m) if capacity else (0, 0)
+    limbs = panel_shape(capacity, m, grad_output.device) if capacity else (0, 0)
     for name, tensor, dtype, shape in (
         ("saved_input", saved_input, torch.uint8, wanted),
         ("input_scale", input_scale, torch.float32, (m,)),
@@ -496,7 +499,7 @@ def pack_weight(
     _check_float(who, weight=weight)
     rows, depth = (weight.shape[1], weight.shape[0]) if transpose else weight.shape
     return (
-        weight.new_empty(panel_shape(rows, depth), dtype=torch.uint8),
+        weight.new_empty(panel_shape(rows, depth, weight.device), dtype=torch.uint8),
         weight.new_empty((rows,), dtype=torch.float32),
     )
 
