@@ -67,6 +67,9 @@ __device__ inline int64_t linear_index() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
+/// Whether the work of this grid is to be skipped; see Quantization::wanted.
+__device__ inline bool skipped(const uint32_t* wanted) { return wanted && *wanted == 0; }
+
 inline void fill_zero(void* data, int64_t bytes, const Stream& stream) {
   if (bytes > 0)
     check(cudaMemsetAsync(data, 0, static_cast<std::size_t>(bytes), handle(stream)), "memset");

@@ -96,6 +96,7 @@ void quantize(const MatrixView& x, const float* fold, bool transposed, const Qua
   stats.fold = fold;
   stats.tensor = is_tensor(how);
   stats.absmax = at.columns;
+  stats.wanted = how.wanted;
   column_stats(x, stats, stream);
   quantize_columns(x, fold, at.columns, how, {nullptr, q, scale}, stream);
 }

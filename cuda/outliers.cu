@@ -23,6 +23,7 @@ __device__ void join_warp(uint32_t value, uint32_t* to) {
 template <class T, bool Rows>
 __global__ __launch_bounds__(kColumnThreads, 4) void column_stats_kernel(View<T> x,
                                                                          ColumnStats stats) {
+  if (skipped(stats.wanted)) return;
   const int64_t j = linear_index() * kVector;
   uint32_t largest[kVector] = {};
   const int64_t blocks = (x.rows + kColumnBlock - 1) / kColumnBlock;

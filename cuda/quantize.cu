@@ -22,7 +22,9 @@ __device__ void join_maximum(uint32_t value, uint32_t* shared, uint32_t* to, boo
 template <class T>
 __global__ __launch_bounds__(kRowThreads) void row_absmax_kernel(View<T> x, const float* fold,
                                                                  const int32_t* slot,
-                                                                 AbsmaxBits absmax, bool tensor) {
+                                                                 AbsmaxBits absmax, bool tensor,
+                                                                 const uint32_t* wanted) {
+  if (skipped(wanted)) return;
   __shared__ uint32_t shared[2];
   if (threadIdx.x < 2) shared[threadIdx.x] = 0;
   __syncthreads();
@@ -45,7 +47,8 @@ __global__ __launch_bounds__(kRowThreads) void row_absmax_kernel(View<T> x, cons
 }
 
 void row_absmax(const MatrixView& x, const float* fold, const int32_t* slot,
-                const AbsmaxBits& absmax, bool tensor, const Stream& stream) {
+                const AbsmaxBits& absmax, const Quantization& how, const Stream& stream) {
+  const bool tensor = how.granularity == Granularity::kTensor;
   if (tensor) {
     fill_zero(absmax.regular, 4, stream);
     if (slot) fill_zero(absmax.outlier, 4, stream);
@@ -53,7 +56,7 @@ void row_absmax(const MatrixView& x, const float* fold, const int32_t* slot,
   with_dtype(x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch(stream, row_absmax_kernel<T>, dim3(static_cast<unsigned>(x.rows)), dim3(kRowThreads), 0,
-           view_as<T>(x), fold, slot, absmax, tensor);
+           view_as<T>(x), fold, slot, absmax, tensor, how.wanted);
   });
 }
 
@@ -64,6 +67,7 @@ struct TileJob {
   int limit;  // largest |integer| of an outlier
   const int64_t* seed;
   uint32_t gemm_id;
+  const uint32_t* wanted;
   Int8Targets to;
   TileExtent extent;
 };
@@ -85,6 +89,7 @@ template <class T, bool Columns, bool Stochastic>
 __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJob job) {
   __shared__ TurnedTile turned;
   __shared__ Scale scales[Columns ? kTileCols : kTileRows];
+  if (skipped(job.wanted)) return;
   const TilePlace at(job.extent);
   if constexpr (Columns)
     load_scales<true>(job, at.first_col, x.cols, at.first_row == 0, scales);
@@ -129,6 +134,7 @@ void quantize_tiles(const MatrixView& x, TileJob job, const Quantization& how,
                     const Stream& stream) {
   job.seed = how.seed;
   job.gemm_id = how.gemm_id;
+  job.wanted = how.wanted;
   job.extent = tile_extent(x);
   with_dtype(x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -153,7 +159,7 @@ void quantize_rows(const MatrixView& x, const float* fold, const OutlierColumns&
     if (x.rows > 0 && to.scale) fill_zero(to.scale, x.rows * 4, stream);
     return;
   }
-  row_absmax(x, fold, outliers.slot, absmax, how.granularity == Granularity::kTensor, stream);
+  row_absmax(x, fold, outliers.slot, absmax, how, stream);
   TileJob job{};
   job.fold = fold;
   job.source = scale_source(absmax, outliers, how);

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from int8tile import _core
+from int8tile.nn import frozen
 from int8tile.ops import cuda, schema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,6 +134,14 @@ def emulated_ops(emulated_core, monkeypatch):
     monkeypatch.setattr(schema, "block_bytes", lambda m, k, c, _: block_bytes(m, k, c, device))
     monkeypatch.setattr(schema, "panel_shape", lambda rows, k, _: panel_shape(rows, k, device))
     return Emulated()
+
+
+@pytest.fixture
+def emulated_layers(emulated_ops, monkeypatch):
+    """Int8Linear on the emulated kernels, as if its tensors were on CUDA."""
+    monkeypatch.setattr(torch.ops, "int8tile", emulated_ops)
+    monkeypatch.setattr(frozen, "device_type", lambda weight: "cuda")
+    monkeypatch.setattr(cuda, "is_capturing", lambda: False)
 
 
 @pytest.fixture(params=["emulated", "cuda"])

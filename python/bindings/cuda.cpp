@@ -68,6 +68,14 @@ void quantize(const Call& call, const Matrix& x, Address fold, bool transposed,
                  pointer<float>(scale), workspace(call), stream(call));
 }
 
+void refresh_weight(const Call& call, const Matrix& weight, bool transposed, const Options& options,
+                    Address q, Address scale, Address mark) {
+  const cuda::Quantization how = how_of(options);
+  const py::gil_scoped_release release;
+  cuda::refresh_weight(view(weight), transposed, how, pointer<int8_t>(q), pointer<float>(scale),
+                       pointer<uint32_t>(mark), workspace(call), stream(call));
+}
+
 void multiply(const Call& call, int64_t m, const Input& input, const Matrix& weight,
               const Packed& packed, const Options& options, Address bias, const Matrix& out) {
   const cuda::MultiplyArgs args{m,
@@ -175,6 +183,8 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_quantize", &quantize, py::arg("call"), py::arg("input"), py::arg("fold"),
         py::arg("transposed"), py::arg("options"), py::arg("gemm_id"), py::arg("q"),
         py::arg("scale"));
+  m.def("cuda_refresh_weight", &refresh_weight, py::arg("call"), py::arg("weight"),
+        py::arg("transposed"), py::arg("options"), py::arg("q"), py::arg("scale"), py::arg("mark"));
   m.def("cuda_linear_multiply", &multiply, py::arg("call"), py::arg("m"), py::arg("input"),
         py::arg("weight"), py::arg("packed"), py::arg("options"), py::arg("bias"), py::arg("out"));
   m.def("cuda_linear_grad_input", &grad_input, py::arg("call"), py::arg("grad_output"),

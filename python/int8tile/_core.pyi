@@ -247,6 +247,15 @@ def cuda_quantize(
     q: int,
     scale: int,
 ) -> None: ...
+def cuda_refresh_weight(
+    call: _Call,
+    weight: _Matrix,
+    transposed: bool,
+    options: tuple[str, str],
+    q: int,
+    scale: int,
+    mark: int,
+) -> None: ...
 def cuda_linear_multiply(
     call: _Call,
     m: int,

@@ -42,6 +42,7 @@ struct Quantization {
   Rounding rounding = Rounding::kNearest;
   const int64_t* seed = nullptr;  // device, one value; for stochastic rounding
   uint32_t gemm_id = 0;
+  const uint32_t* wanted = nullptr;  // device; where it holds 0 nothing is written. null: it is
 };
 
 /// x quantised. Row-major int8 with rows of round_up(cols, 16) bytes, transposed with rows of
@@ -80,6 +81,12 @@ struct Int8Matrix {
 /// q and scale of a matrix per row, or per column and transposed; fold // [rows] multiplies first.
 void quantize(const MatrixView& x, const float* fold, bool transposed, const Quantization& how,
               int8_t* q, float* scale, void* workspace, const Stream& stream);
+
+/// The same for a contiguous weight that is kept quantised, only where its content has changed
+/// since the last call with these q, scale and mark: the device compares a fingerprint of 1,024
+/// spread words. mark // [2] device, zeros at first.
+void refresh_weight(const MatrixView& weight, bool transposed, const Quantization& how, int8_t* q,
+                    float* scale, uint32_t* mark, void* workspace, const Stream& stream);
 
 struct MultiplyArgs {
   int64_t m = 0;

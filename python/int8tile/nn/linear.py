@@ -4,75 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from int8tile import _core
 from int8tile.config import Int8TileConfig
-from int8tile.ops.autograd import Packed, linear
+from int8tile.nn.frozen import FrozenWeightCache
+from int8tile.ops.autograd import linear
 from int8tile.ops.shared import SharedInput
-
-_FINGERPRINT_SAMPLES = 64  # each is a cache miss
-_Key = tuple[int, int, str, str]
-
-
-@dataclass(frozen=True)
-class _Entry:
-    key: _Key  # address, version and options
-    bytes: int
-    fingerprint: int
-    packed: Packed
-
-
-class FrozenWeightCache:
-    """Packed copies of a weight that does not require grad, for forward and for grad_input.
-
-    A copy is reused only while the weight's address, version and a fingerprint of 64 spread
-    words are unchanged. A write through `.data` moves no version: one that changes the whole
-    weight (merging an adapter, say) is seen by the fingerprint; after one that changes a few
-    elements call `Int8Linear.invalidate`.
-    """
-
-    def __init__(self) -> None:
-        self._entries: dict[bool, _Entry] = {}
-
-    def clear(self) -> None:
-        """Drop the copies."""
-        self._entries.clear()
-
-    def get(
-        self, weight: torch.Tensor, granularity: str, scale: str, transpose: bool
-    ) -> Packed | None:
-        """Panels and scales of `weight`, or None where it is trained or is no plain CPU tensor."""
-        # On the path of every call, with cold caches: each test here is felt at 128 tokens.
-        if weight.requires_grad or weight.is_inference():
-            return None
-        entry = self._entries.get(transpose)
-        if entry is not None:
-            key = (weight.data_ptr(), weight._version, granularity, scale)
-            if key == entry.key and _fingerprint(key[0], entry.bytes) == entry.fingerprint:
-                return entry.packed
-        return self._pack(weight, granularity, scale, transpose)
-
-    def _pack(
-        self, weight: torch.Tensor, granularity: str, scale: str, transpose: bool
-    ) -> Packed | None:
-        if type(weight) not in (torch.Tensor, nn.Parameter) or not weight.is_contiguous():
-            return None
-        if weight.device.type != "cpu":  # the fingerprint would wait for another device
-            return None
-        key = (weight.data_ptr(), weight._version, granularity, scale)
-        size = weight.numel() * weight.element_size()
-        packed: Packed = torch.ops.int8tile.pack_weight(weight, granularity, scale, transpose)
-        self._entries[transpose] = _Entry(key, size, _fingerprint(key[0], size), packed)
-        return packed
-
-
-def _fingerprint(address: int, size: int) -> int:
-    return _core.fingerprint(address, size, _FINGERPRINT_SAMPLES)
 
 
 def _checked(config: Int8TileConfig | None) -> Int8TileConfig:

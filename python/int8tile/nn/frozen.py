@@ -1,0 +1,98 @@
+"""Packed copies of a weight that does not require grad, kept between calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from int8tile import _core
+from int8tile.ops import cuda
+from int8tile.ops.autograd import Packed
+
+_FINGERPRINT_SAMPLES = 64  # each is a cache miss
+_Key = tuple[int, int, str, str]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    key: _Key  # address, version and options
+    bytes: int
+    fingerprint: int
+    packed: Packed
+
+
+@dataclass(frozen=True)
+class _DeviceEntry:
+    key: _Key
+    stream: int
+    copy: cuda.PackedWeight
+
+
+class FrozenWeightCache:
+    """Packed copies of a weight that does not require grad, for forward and for grad_input.
+
+    A copy is reused only while the weight's address, version and a fingerprint of 64 spread
+    words are unchanged. A write through `.data` moves no version: one that changes the whole
+    weight (merging an adapter, say) is seen by the fingerprint; after one that changes a few
+    elements call `Int8Linear.invalidate`. On CUDA the device compares fingerprints, of 1,024
+    words, and a copy serves one stream.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[bool, _Entry] = {}
+        self._on_device: dict[bool, _DeviceEntry] = {}
+
+    def clear(self) -> None:
+        """Drop the copies."""
+        self._entries.clear()
+        self._on_device.clear()
+
+    def get(
+        self, weight: torch.Tensor, granularity: str, scale: str, transpose: bool
+    ) -> Packed | None:
+        """Panels and scales of `weight`, or None where it is trained or is no plain tensor."""
+        # On the path of every call, with cold caches: each test here is felt at 128 tokens.
+        if weight.requires_grad or weight.is_inference():
+            return None
+        entry = self._entries.get(transpose)
+        if entry is not None:
+            key = (weight.data_ptr(), weight._version, granularity, scale)
+            if key == entry.key and _fingerprint(key[0], entry.bytes) == entry.fingerprint:
+                return entry.packed
+        if type(weight) not in (torch.Tensor, nn.Parameter) or not weight.is_contiguous():
+            return None
+        device = device_type(weight)
+        if device == "cpu":
+            return self._pack(weight, granularity, scale, transpose)
+        return self._refresh(weight, granularity, scale, transpose) if device == "cuda" else None
+
+    def _pack(self, weight: torch.Tensor, granularity: str, scale: str, transpose: bool) -> Packed:
+        key = (weight.data_ptr(), weight._version, granularity, scale)
+        size = weight.numel() * weight.element_size()
+        packed: Packed = torch.ops.int8tile.pack_weight(weight, granularity, scale, transpose)
+        self._entries[transpose] = _Entry(key, size, _fingerprint(key[0], size), packed)
+        return packed
+
+    def _refresh(
+        self, weight: torch.Tensor, granularity: str, scale: str, transpose: bool
+    ) -> Packed | None:
+        if cuda.is_capturing():  # a graph outlives a copy: every replay quantises the weight
+            return None
+        key = (weight.data_ptr(), weight._version, granularity, scale)
+        stream = cuda.current_stream(weight)
+        entry = self._on_device.get(transpose)
+        if entry is None or (entry.key, entry.stream) != (key, stream):
+            copy = cuda.PackedWeight(weight, granularity, scale, transpose)
+            entry = self._on_device[transpose] = _DeviceEntry(key, stream, copy)
+        return entry.copy.refreshed(weight)
+
+
+def device_type(weight: torch.Tensor) -> str:
+    """Where the weight is."""
+    return weight.device.type
+
+
+def _fingerprint(address: int, size: int) -> int:
+    return _core.fingerprint(address, size, _FINGERPRINT_SAMPLES)
