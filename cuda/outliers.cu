@@ -11,6 +11,7 @@ namespace int8tile::cuda {
 namespace {
 
 constexpr int kColumnThreads = 128;
+constexpr int kSumThreads = 64;         // few, since columns alone share out this work
 constexpr int64_t kMaxRowBlocks = 256;  // thread blocks that share the rows of a strip of columns
 
 /// The largest value of the warp joins *to.
@@ -63,6 +64,7 @@ __global__ void add_blocks(const float* block_sums, int64_t blocks, int64_t cols
   const int64_t j = linear_index();
   if (j >= cols) return;
   float total = 0.0f;
+#pragma unroll 16  // the sums depend on each other, the loads do not
   for (int64_t block = 0; block < blocks; ++block)
     total = __fadd_rn(total, block_sums[block * cols + j]);
   sum[j] = total;
@@ -85,8 +87,8 @@ void column_stats(const MatrixView& x, const ColumnStats& stats, const Stream& s
       launch(stream, kernel, grid, dim3(kColumnThreads), 0, view_as<T>(x), stats);
     });
   if (stats.sum)
-    launch(stream, add_blocks, linear_grid(x.cols), dim3(kLinearThreads), 0, stats.block_sums,
-           blocks, x.cols, stats.sum);
+    launch(stream, add_blocks, dim3(static_cast<unsigned>(ceil_div(x.cols, kSumThreads))),
+           dim3(kSumThreads), 0, stats.block_sums, blocks, x.cols, stats.sum);
 }
 
 namespace {

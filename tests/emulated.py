@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -69,8 +70,20 @@ def _run(*command):
     assert done.returncode == 0, done.stderr
 
 
+def _layouts_of_cuda():
+    """What the schema makes dependent on the device, as it is for a tensor on CUDA."""
+    device, block_bytes, panel_shape = torch.device("cuda"), schema.block_bytes, schema.panel_shape
+    return {
+        "block_bytes": lambda m, k, capacity, _: block_bytes(m, k, capacity, device),
+        "panel_shape": lambda rows, depth, _: panel_shape(rows, depth, device),
+    }
+
+
 class Emulated:
-    """The CUDA kernels of the ops on CPU tensors."""
+    """The CUDA kernels of the ops on CPU tensors; beside them the ops on CPU stay what they are."""
+
+    def __init__(self):
+        self._layouts = _layouts_of_cuda()
 
     def __getattr__(self, name):
         check, run = schema.CHECKS[name], schema.checked(getattr(cuda, name))
@@ -78,7 +91,8 @@ class Emulated:
         def call(*arguments, **options):
             bound = inspect.signature(check).bind(*arguments, **options)
             bound.apply_defaults()
-            return run(*bound.args)
+            with mock.patch.multiple(schema, **self._layouts):
+                return run(*bound.args)
 
         return call
 
@@ -123,7 +137,6 @@ def emulated_core(tmp_path_factory):
 @pytest.fixture
 def emulated_ops(emulated_core, monkeypatch):
     """Workspaces start out as poison, so that an element read before it is written is seen."""
-    block_bytes, panel_shape, device = schema.block_bytes, schema.panel_shape, torch.device("cuda")
 
     def poisoned(tensor, size):
         return torch.full((size + 64,), POISON, dtype=torch.uint8)
@@ -131,14 +144,14 @@ def emulated_ops(emulated_core, monkeypatch):
     monkeypatch.setattr(cuda, "_core", emulated_core)
     monkeypatch.setattr(cuda, "_current_stream", lambda tensor: (0, 0))
     monkeypatch.setattr(cuda, "_workspace", poisoned)
-    monkeypatch.setattr(schema, "block_bytes", lambda m, k, c, _: block_bytes(m, k, c, device))
-    monkeypatch.setattr(schema, "panel_shape", lambda rows, k, _: panel_shape(rows, k, device))
     return Emulated()
 
 
 @pytest.fixture
 def emulated_layers(emulated_ops, monkeypatch):
     """Int8Linear on the emulated kernels, as if its tensors were on CUDA."""
+    for name, layout in _layouts_of_cuda().items():
+        monkeypatch.setattr(schema, name, layout)
     monkeypatch.setattr(torch.ops, "int8tile", emulated_ops)
     monkeypatch.setattr(frozen, "device_type", lambda weight: "cuda")
     monkeypatch.setattr(cuda, "is_capturing", lambda: False)

@@ -152,6 +152,15 @@ def test_quantize_split_equals_the_reference(ops):
     assert not low[:, c:].any()
 
 
+def test_quantize_split_of_more_features_than_a_sum_holds(ops):
+    x = activations(2, 131_072 + 40, outliers=(7, 131_075))
+    q, high, low, *_ = ops.quantize_split(x)
+    expected = reference.quantize_split(array(x), np.array([7, 131_075]))
+    same(q, expected.q)
+    same(high[:, :2], expected.high)
+    same(low[:, :2], expected.low)
+
+
 @pytest.mark.parametrize("columns", [0, 1, 9, 32, 33, 70])
 def test_gemm_is_exact(ops, columns):
     generator = np.random.default_rng(0)

@@ -50,6 +50,7 @@ inline std::vector<uint64_t> slots;  // what lanes of a warp show each other
 inline ucontext_t scheduler;
 inline unsigned live = 0, current = 0;  // threads of the block, and the one that runs
 inline const std::function<void()>* body = nullptr;
+inline unsigned blocks = 0;   // that have run
 inline bool trapped = false;  // a thread has ended the kernel
 
 inline void yield() { swapcontext(&fibers[current].context, &scheduler); }
@@ -86,9 +87,11 @@ inline void run_block(const std::function<void()>& work, unsigned threads) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, enter, 0);
   }
+  const bool backwards = blocks++ % 2;  // so that a missing barrier shows in either direction
   for (bool running = true; running;) {
     running = false;
-    for (unsigned t = 0; t < threads; ++t) {
+    for (unsigned i = 0; i < threads; ++i) {
+      const unsigned t = backwards ? threads - 1 - i : i;
       if (fibers[t].done) continue;
       running = true;
       current = t;

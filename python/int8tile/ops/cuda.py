@@ -37,6 +37,13 @@ def _call(tensor: torch.Tensor, size: int) -> _Call:
     return (*_current_stream(tensor), workspace.data_ptr()), workspace
 
 
+def _limb_starts(m: int, in_features: int, capacity: int) -> tuple[int, int]:
+    """Where a block has its high limbs, and its low limbs if they have a panel."""
+    widths = (schema.round_up(size, schema.DEPTH_ALIGN) for size in (in_features, capacity))
+    regular, limbs = (schema.round_up(m * width, _BLOCK_ALIGN) for width in widths)
+    return regular, regular + limbs
+
+
 def _input(
     block: torch.Tensor | None,
     saved_input: torch.Tensor | None,
@@ -45,18 +52,15 @@ def _input(
     outlier_index: torch.Tensor,
     outlier_count: torch.Tensor,
     in_features: int,
+    low_apart: bool = False,
 ) -> tuple[int, int, int, int, int, int, int, int, int]:
-    values = high = low = pointer(block)
-    if values:
-        m, capacity = input_scale.shape[0], outlier_index.shape[0]
-        widths = [schema.round_up(size, schema.DEPTH_ALIGN) for size in (in_features, capacity)]
-        sizes = [schema.round_up(m * width, _BLOCK_ALIGN) for width in widths]
-        high = values + sizes[0]
-        low = high + sizes[1] if in_features > schema.MAX_GEMM_DEPTH else 0
+    values = pointer(block)
+    high, low = _limb_starts(input_scale.shape[0], in_features, outlier_index.shape[0])
+    low_apart = low_apart or in_features > schema.MAX_GEMM_DEPTH
     return (
         values,
-        high,
-        low,
+        values + high if values else 0,
+        values + low if values and low_apart else 0,
         pointer(saved_input),
         pointer(saved_limbs),
         input_scale.data_ptr(),
@@ -117,6 +121,7 @@ def _quantize_into(
     save: bool,
     block: torch.Tensor,
     rest: list[torch.Tensor],
+    low_apart: bool = False,
 ) -> None:
     saved_input, saved_limbs, input_scale, outlier_index, outlier_count = rest
     call, _kept = _call(input, _core.cuda_quantize_workspace(*input.shape))
@@ -134,6 +139,7 @@ def _quantize_into(
             outlier_index,
             outlier_count,
             input.shape[1],
+            low_apart,
         ),
     )
 
@@ -455,20 +461,16 @@ def quantize_split(
     """Quantise activations with their outlier columns in two limbs."""
     q, high, low, scales, outlier_index, outlier_count = results
     (m, k), capacity = input.shape, outlier_index.shape[0]
-    block = _workspace(input, schema.block_bytes(m, k, capacity, input.device))
+    starts = (0, *_limb_starts(m, k, capacity))
+    block = _workspace(input, 2 * starts[2] - starts[1])
     empty = block[:0]
     rest = [empty, empty, scales, outlier_index, outlier_count]
-    _quantize_into(input, threshold, outlier_bits, (granularity, scale), False, block, rest)
-    width, limbs = (schema.round_up(size, schema.DEPTH_ALIGN) for size in (k, capacity))
-    start = schema.round_up(m * width, _BLOCK_ALIGN)
-    q.copy_(block[: m * width].view(torch.int8).view(m, width)[:, :k])
-    high.copy_(block[start : start + m * limbs].view(torch.int8).view(m, limbs)[:, :capacity])
-    # The block has the low limbs in place; unused slots of the index are -1.
-    if capacity:
-        columns, used = outlier_index.clamp(min=0).long(), outlier_index >= 0
-        low.copy_(q[:, columns] * used)
-        slots = torch.where(used, columns, k)
-        q.copy_(torch.nn.functional.pad(q, (0, 1)).index_fill(1, slots, 0)[:, :k])
+    options = (granularity, scale)
+    _quantize_into(input, threshold, outlier_bits, options, False, block, rest, low_apart=True)
+    for start, part in zip(starts, (q, high, low), strict=True):
+        width = schema.round_up(part.shape[1], schema.DEPTH_ALIGN)
+        whole = block[start : start + m * width].view(torch.int8).view(m, width)
+        part.copy_(whole[:, : part.shape[1]])
 
 
 def gemm(
