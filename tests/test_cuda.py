@@ -61,7 +61,9 @@ def test_every_number_of_outlier_bits_matches(ops, bits):
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1), (1, 9, 17), (129, 7, 64), (16, 130, 33), (131, 66, 257)], ids=str
+    "shape",
+    [(1, 1, 1), (1, 9, 17), (129, 7, 64), (16, 130, 33), (131, 66, 257), (3, 1100, 1300)],
+    ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_ragged_shapes_match(ops, shape, dtype):
