@@ -256,7 +256,7 @@ def test_unwritable_output_is_refused(tmp_path):
 
 def test_numbers_that_json_lacks_become_null():
     arm = ArmResult(0.5, {"accuracy": 0.5}, math.nan, 1.0, math.inf, 7, [], [])
-    content = RunResult({"fp32": arm}, "accuracy", {}, {}).to_json()
+    content = RunResult({"fp32": arm}, "accuracy", "examples", {}, {}).to_json()
     assert content["arms"]["fp32"]["loss"] is None
     assert content["arms"]["fp32"]["examples_per_second"] is None
     assert content["arms"]["fp32"]["saved_bytes"] == 7
@@ -264,7 +264,10 @@ def test_numbers_that_json_lacks_become_null():
 
 # The whole job.
 
-ARM_KEYS = ["metric", "metrics", "loss", "train_seconds", "examples_per_second", "saved_bytes"]
+ARM_KEYS = [
+    *("metric", "metrics", "loss", "train_seconds", "examples_per_second", "saved_bytes"),
+    *("conversion", "outliers"),
+]
 
 
 def check_run(folder, arms_run, metric_names):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from int8tile.finetune import UsageError, docstrings, glue, metrics
-from int8tile.finetune.examples import Example, TaskData
+from int8tile.finetune.examples import Example, limited
 
 SHARED_GLUE = Path(__file__).resolve().parents[2] / "shared" / "data" / "glue"
 
@@ -244,14 +244,13 @@ def test_real_glue_files_are_read(task):
 
 
 def test_max_train_is_a_fixed_choice():
-    examples = [Example(str(i), None, 0) for i in range(100)]
-    data = TaskData(examples, {"eval": examples}, ("a",), ("accuracy",))
-    few = data.limited(10)
-    assert len(few.train) == 10
-    assert few == data.limited(10)
-    assert few.train != examples[:10]
-    assert data.limited(None) is data
-    assert data.limited(100) is data
+    examples = list(range(100))
+    few = limited(examples, 10)
+    assert len(few) == 10
+    assert few == limited(examples, 10)
+    assert few != examples[:10]
+    assert limited(examples, None) is examples
+    assert limited(examples, 100) is examples
 
 
 # Metrics.

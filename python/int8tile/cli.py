@@ -15,7 +15,14 @@ from rich.table import Table
 import int8tile
 from int8tile import gpus
 from int8tile.finetune import Settings, UsageError, environment, run
-from int8tile.finetune.settings import ARM_NAMES, DEFAULT_ARMS, TASK_NAMES
+from int8tile.finetune.settings import (
+    ARM_NAMES,
+    DEFAULT_ARMS,
+    MAX_LENGTH,
+    METRIC_NAMES,
+    SQUAD_MAX_LENGTH,
+    TASK_NAMES,
+)
 
 USAGE_ERROR, INTERRUPTED = 2, 130  # exit codes
 
@@ -73,6 +80,11 @@ def _clear_errors() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
+def _split(text: str) -> tuple[str, ...]:
+    """Read a list of names."""
+    return tuple(name.strip() for name in text.split(","))
+
+
 @app.command()
 def finetune(
     model: Annotated[
@@ -84,14 +96,72 @@ def finetune(
     ] = DEFAULTS.task,
     data: Annotated[
         Path | None,
-        what_option("--data", help="Folder of GLUE .tsv files.", show_default="the hub"),
+        what_option(
+            "--data",
+            help="Folder with train and dev files: .tsv of GLUE, .json of SQuAD, .tsv, .csv or "
+            ".jsonl of a custom task; or the text of clm, a .txt file or a folder of them.",
+            show_default="the hub for GLUE and SQuAD",
+        ),
+    ] = None,
+    text_columns: Annotated[
+        str | None,
+        what_option(
+            "--text-columns", metavar="A[,B]", help="Texts of a custom task.", show_default="text"
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        what_option("--label-column", help="Labels of a custom task.", show_default="label"),
+    ] = None,
+    regression: Annotated[
+        bool,
+        what_option(
+            "--regression",
+            help="A custom task's labels are numbers to predict, as they are taken anyway if "
+            "they are not all whole.",
+        ),
+    ] = DEFAULTS.regression,
+    metrics: Annotated[
+        str | None,
+        what_option(
+            "--metrics",
+            help=f"Some of {','.join(METRIC_NAMES)}, the headline first.",
+            show_default="the task's own",
+        ),
     ] = None,
     max_train: Annotated[
         int | None, what_option("--max-train", help="Most training examples.")
     ] = None,
+    max_eval: Annotated[
+        int | None, what_option("--max-eval", help="Most examples of each evaluation set.")
+    ] = None,
     max_length: Annotated[
-        int, what_option("--max-length", help="Most tokens of an example.")
-    ] = DEFAULTS.max_length,
+        int | None,
+        what_option(
+            "--max-length",
+            help="Most tokens of an example, a window of SQuAD, or a block of text.",
+            show_default=f"{SQUAD_MAX_LENGTH} for SQuAD, else {MAX_LENGTH}",
+        ),
+    ] = None,
+    doc_stride: Annotated[
+        int | None,
+        what_option(
+            "--doc-stride",
+            help="Tokens that two windows of one context share (SQuAD).",
+            show_default="a third of the length",
+        ),
+    ] = None,
+    max_answer_length: Annotated[
+        int, what_option("--max-answer-length", help="Most tokens of an answer (SQuAD).")
+    ] = DEFAULTS.max_answer_length,
+    null_threshold: Annotated[
+        float,
+        what_option(
+            "--null-threshold",
+            help="squad_v2 predicts no answer where its score is higher than the best answer's "
+            "by more than this.",
+        ),
+    ] = DEFAULTS.null_threshold,
     arms: Annotated[
         str, arms_option("--arms", help=f"Some of {','.join(ARM_NAMES)}, in order.")
     ] = ",".join(DEFAULT_ARMS),
@@ -137,10 +207,16 @@ def finetune(
     Without options: all-MiniLM-L6-v2 learns to tell the package of a standard-library docstring,
     in float32, in int8, and in int8 with split outliers. No network and no data files are needed.
 
+    The tasks are GLUE's, SQuAD v1.1 (squad) and v2.0 (squad_v2), causal language modeling on text
+    (clm), and classification or regression on files with columns of your own (custom).
+
     The output folder gets metrics.json, curves.png and model/, the last arm's model as a plain
     transformers checkpoint.
     """
-    arguments = {**locals(), "arms": tuple(arm.strip() for arm in arms.split(","))}
+    arguments = locals()
+    for name in ("arms", "text_columns", "metrics"):
+        if arguments[name] is not None:
+            arguments[name] = _split(arguments[name])
     with _clear_errors():
         run(Settings(**arguments), Console())
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from int8tile.finetune.results import ArmResult, RunResult
-from int8tile.finetune.settings import Settings, UsageError
+from int8tile.finetune.settings import HUB_TASKS, Settings, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from int8tile.finetune.train import Inputs
+    from int8tile.finetune.tasks import Task
 
 __all__ = ["ArmResult", "RunResult", "Settings", "UsageError", "check_demo_extra", "run"]
 
@@ -47,44 +47,35 @@ def run(settings: Settings, console: Console | None = None) -> RunResult:
     from int8tile.finetune.output import check_writable, staging
     from int8tile.finetune.progress import ProgressBars
     from int8tile.finetune.quiet import quiet
+    from int8tile.finetune.tasks import prepare
     from int8tile.finetune.train import train_arm
 
     console = console or Console(quiet=True)
     check_writable(settings.output)
     with _threads(settings.threads):
         with console.status("reading the data and the model"):
-            inputs = _prepare(settings)
-        sizes = {name: len(rows) for name, rows in inputs.evaluation.items()}
-        console.print(
-            f"[bold]{settings.task}[/]: {len(inputs.train)} examples to train, "
-            f"{', '.join(f'{n} to evaluate ({name})' for name, n in sizes.items())}",
-            highlight=False,
-        )
+            task = prepare(settings)
+        console.print(_describe(task), highlight=False)
         arms: dict[str, ArmResult] = {}
-        metric_name = inputs.data.metric_names[0]
+        metric_name = task.metric_names[0]
         with staging(settings.output) as folder:
             with ProgressBars(console, metric_name) as progress:
                 for arm in settings.arms:
                     callback = progress.callback(arm)
-                    arms[arm], model = train_arm(arm, inputs, str(folder), [callback])
+                    arms[arm], model = train_arm(arm, task, str(folder), [callback])
                     if arm == settings.arms[-1]:
                         with quiet():
                             model.save_pretrained(folder / "model")
-                            inputs.tokenizer.save_pretrained(folder / "model")
+                            task.tokenizer.save_pretrained(folder / "model")
                     del model  # before the next one is loaded
                     release_memory()
-            data = {
-                "metric": metric_name,
-                "train_examples": len(inputs.train),
-                "eval_examples": sizes,
-                "labels": list(inputs.data.labels),
-                "skipped_rows": inputs.data.skipped_rows,
-            }
-            facts = {**environment.describe(), "model": inputs.source, "data": data}
-            result = RunResult(arms, metric_name, facts, settings.arguments())
+            facts = {**environment.describe(), "model": task.source, "data": _facts(task)}
+            result = RunResult(arms, metric_name, task.unit, facts, settings.arguments())
             report.write_json(result, folder / "metrics.json")
             report.draw_curves(result, folder / "curves.png")
     console.print(report.table(result))
+    for note in report.notes(result):
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     console.print(f"written to {settings.output}: metrics.json, curves.png, model", soft_wrap=True)
     return result
 
@@ -98,7 +89,7 @@ def check_demo_extra(settings: Settings) -> None:
     Raises:
         ImportError: Names the missing packages and the command that installs them.
     """
-    hub = settings.task != "docstrings" and settings.data is None
+    hub = settings.task in HUB_TASKS and settings.data is None
     needed = (*DEMO_PACKAGES, "datasets") if hub else DEMO_PACKAGES
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
@@ -107,31 +98,21 @@ def check_demo_extra(settings: Settings) -> None:
         )
 
 
-def _prepare(settings: Settings) -> Inputs:
-    """Find the model, read the task and tokenize it: all that can fail before training."""
-    from int8tile.finetune import checkpoint, docstrings, glue
-    from int8tile.finetune.train import Inputs
+def _describe(task: Task) -> str:
+    """Say how much there is to train and evaluate on."""
+    sizes = [f"{len(rows)} to evaluate ({name})" for name, rows in task.evaluation.items()]
+    counts = f"{len(task.train)} {task.unit} to train, {', '.join(sizes)}"
+    return "\n".join([f"[bold]{task.settings.task}[/]: {counts}", *task.notes()])
 
-    source = checkpoint.find_model(settings.model)
-    tokenizer = checkpoint.load_tokenizer(source, settings.max_length)
-    if settings.task == "docstrings":
-        data = docstrings.load()
-    elif settings.data is not None:
-        data = glue.load_files(settings.task, settings.data)
-    else:
-        data = glue.load_hub(settings.task)
-    data = data.limited(settings.max_train)
-    train = checkpoint.tokenize(data.train, tokenizer, settings.max_length)
-    evaluation = {
-        # Examples of a like length share a batch, which needs less padding; the order of an
-        # evaluation does not matter.
-        name: sorted(
-            checkpoint.tokenize(examples, tokenizer, settings.max_length),
-            key=lambda row: len(row["input_ids"]),
-        )
-        for name, examples in data.evaluation.items()
+
+def _facts(task: Task) -> dict[str, Any]:
+    return {
+        "metric": task.metric_names[0],
+        "unit": task.unit,
+        "train_examples": len(task.train),
+        "eval_examples": {name: len(rows) for name, rows in task.evaluation.items()},
+        **task.facts,
     }
-    return Inputs(settings, data, source, tokenizer, train, evaluation)
 
 
 @contextmanager

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
-    AutoModelForSequenceClassification,
+    AutoConfig,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 
-from int8tile.finetune.examples import Example, TaskData
 from int8tile.finetune.quiet import quiet
 from int8tile.finetune.settings import UsageError
 
@@ -74,9 +74,11 @@ def load_tokenizer(source: str, max_length: int) -> PreTrainedTokenizerBase:
     """
     with quiet(), _as_usage_error(source):
         tokenizer = AutoTokenizer.from_pretrained(source)
-    if max_length > tokenizer.model_max_length:
+        positions = getattr(AutoConfig.from_pretrained(source), "max_position_embeddings", None)
+    limit = min(tokenizer.model_max_length, positions or math.inf)
+    if max_length > limit:
         raise UsageError(
-            f"int8tile finetune: --max-length must be at most {tokenizer.model_max_length} "
+            f"int8tile finetune: --max-length must be at most {limit} "
             f"for {source}; got {max_length}"
         )
     if tokenizer.pad_token is None:
@@ -85,57 +87,59 @@ def load_tokenizer(source: str, max_length: int) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    source: str, data: TaskData, tokenizer: PreTrainedTokenizerBase, seed: int
+    auto_class: Any,  # noqa: ANN401 - transformers' auto classes share no type
+    source: str,
+    seed: int,
+    new_head: bool = True,
+    **options: object,
 ) -> PreTrainedModel:
-    """Load the model with a new classifier for the task.
+    """Load the model with the head of a task.
 
     Args:
+        auto_class: One of transformers' AutoModelFor classes.
         source: A directory or hub id.
-        data: The task, for its classes.
-        tokenizer: Gives the padding token.
-        seed: Seed of the new classifier; the same for every arm.
+        seed: Seed of what is new in the model; the same for every arm.
+        new_head: Whether the head may be new; otherwise the checkpoint must hold it.
+        **options: More arguments of `from_pretrained`.
 
     Returns:
         The float32 model.
 
     Raises:
-        UsageError: It cannot be loaded.
+        UsageError: It cannot be loaded, or its architecture or weights are not those needed.
     """
-    labels = dict(enumerate(data.labels or ("score",)))
+    kind = auto_class.__name__.removeprefix("AutoModelFor")
     with quiet(), _as_usage_error(source):
         set_seed(seed)
-        model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            num_labels=len(labels),
-            id2label=labels,
-            label2id={label: index for index, label in labels.items()},
-            problem_type="regression" if data.regression else "single_label_classification",
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
+        try:
+            model, loaded = auto_class.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, **options
+            )
+        except ValueError as error:
+            if "Unrecognized configuration class" not in str(error):
+                raise
+            raise ValueError(f"its architecture has no model for {kind}") from error
+    _check_weights(source, model, list(loaded["missing_keys"]), kind, new_head)
+    return cast("PreTrainedModel", model)
+
+
+def _check_weights(
+    source: str, model: PreTrainedModel, missing: list[str], kind: str, new_head: bool
+) -> None:
+    """Raise unless the checkpoint holds the model's weights, but for a head that may be new."""
+    inside = f"{model.base_model_prefix}."
+    body = [name for name in model.state_dict() if name.startswith(inside)]
+    lost = [name for name in missing if name.startswith(inside)]
+    if 2 * len(lost) > len(body):
+        raise UsageError(
+            f"int8tile finetune: --model must hold the weights of its architecture; {source} lacks "
+            f"{len(lost)} of {len(body)} of {type(model).__name__}, such as {lost[0]}"
         )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model
-
-
-def tokenize(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[dict[str, Any]]:
-    """Turn examples into model inputs, not yet padded.
-
-    Args:
-        examples: The examples.
-        tokenizer: The model's tokenizer.
-        max_length: Tokens at most; longer examples are cut.
-
-    Returns:
-        For each example its token ids, masks and `labels`.
-    """
-    rows = []
-    for example in examples:
-        texts = [t for t in (example.text, example.text_pair) if t is not None]
-        row = tokenizer(*texts, truncation=True, padding=False, max_length=max_length)
-        rows.append({**row, "labels": example.label})
-    return rows
+    if missing and not new_head:
+        raise UsageError(
+            f"int8tile finetune: --model must be trained as a model for {kind}; {source} lacks "
+            f"{', '.join(missing[:3])}{', ...' * (len(missing) > 3)} of {type(model).__name__}"
+        )
 
 
 @contextmanager

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,19 @@ class TaskData:
         """Whether the label is a number to predict instead of a class."""
         return not self.labels
 
-    def limited(self, max_train: int | None) -> TaskData:
-        """Keep at most `max_train` training examples.
 
-        The choice is random but fixed, so that it does not depend on the run's seed.
+def limited(items: Sequence[T], most: int | None) -> Sequence[T]:
+    """Keep at most `most` items, in their order.
 
-        Args:
-            max_train: The most examples to keep; None keeps all.
+    The choice is random but fixed, so that it does not depend on the run's seed.
 
-        Returns:
-            The same data with fewer training examples.
-        """
-        if max_train is None or max_train >= len(self.train):
-            return self
-        kept = sorted(random.Random(0).sample(range(len(self.train)), max_train))
-        return replace(self, train=[self.train[i] for i in kept])
+    Args:
+        items: Anything.
+        most: The most to keep; None keeps all.
+
+    Returns:
+        The items kept.
+    """
+    if most is None or most >= len(items):
+        return items
+    return [items[i] for i in sorted(random.Random(0).sample(range(len(items)), most))]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from int8tile.finetune import hub
 from int8tile.finetune.examples import Example, TaskData
 from int8tile.finetune.settings import UsageError
 from int8tile.finetune.tsv import read_examples
@@ -143,19 +144,8 @@ def load_hub(name: str) -> TaskData:
     Raises:
         UsageError: The hub cannot be reached.
     """
-    import datasets
-
-    from int8tile.finetune.quiet import quiet
-
     task = TASKS[name]
-    try:
-        with quiet():
-            splits = datasets.load_dataset(HUB_DATASET, name)
-    except Exception as error:  # the hub client raises a dozen unrelated types when offline
-        raise UsageError(
-            f"int8tile finetune: cannot load {HUB_DATASET} ({name}) from the Hugging Face hub; "
-            f"give the folder of its .tsv files with --data DIR ({type(error).__name__})"
-        ) from error
+    splits = hub.load_dataset(HUB_DATASET, name, files=".tsv")
     evaluation = {
         split: _from_rows(splits[next(stem for stem in stems if stem in splits)], task)
         for split, stems in task.evaluation_files.items()

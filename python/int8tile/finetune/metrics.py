@@ -1,13 +1,16 @@
-"""GLUE's metrics, in numpy."""
+"""Metrics of classification and regression, among them all of GLUE's, in numpy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.float64]
+from int8tile.finetune.settings import UsageError
+
+Array = NDArray[Any]
 
 
 def compute(names: Sequence[str], predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
@@ -28,6 +31,29 @@ def compute(names: Sequence[str], predictions: ArrayLike, labels: ArrayLike) -> 
     return {name: METRICS[name](got, true) for name in names}
 
 
+def check(names: Sequence[str], classes: int) -> None:
+    """Raise unless metrics fit the labels.
+
+    Args:
+        names: Names of the metrics: keys of `METRICS`.
+        classes: Number of classes; 0 for a regression.
+
+    Raises:
+        UsageError: One needs a regression, classes, or two classes.
+    """
+    if classes == 0:
+        kind, fit = "a regression", set(REGRESSION_METRICS)
+    else:
+        kind, fit = f"{classes} classes", METRICS.keys() - set(REGRESSION_METRICS)
+        if classes != 2:
+            fit -= set(BINARY_METRICS)
+    if not set(names) <= fit:
+        raise UsageError(
+            f"int8tile finetune: --metrics must be of {','.join(n for n in METRICS if n in fit)} "
+            f"for {kind}; got {','.join(names)}"
+        )
+
+
 def accuracy(predictions: Array, labels: Array) -> float:
     """Give the share of right predictions."""
     return float(np.mean(predictions == labels))
@@ -37,6 +63,12 @@ def f1(predictions: Array, labels: Array) -> float:
     """Give the harmonic mean of precision and recall of class 1."""
     hits = np.sum((predictions == 1) & (labels == 1))
     return _ratio(2 * hits, np.sum(predictions == 1) + np.sum(labels == 1))
+
+
+def macro_f1(predictions: Array, labels: Array) -> float:
+    """Give the mean over all classes, predicted or true, of each one's F1."""
+    classes = np.union1d(predictions, labels)
+    return float(np.mean([f1(predictions == c, labels == c) for c in classes]))
 
 
 def matthews(predictions: Array, labels: Array) -> float:
@@ -55,9 +87,12 @@ def spearman(predictions: Array, labels: Array) -> float:
     return pearson(_ranks(predictions), _ranks(labels))
 
 
+REGRESSION_METRICS = ("pearson", "spearman")
+BINARY_METRICS = ("f1", "matthews")  # class 1 against class 0
 METRICS: Mapping[str, Callable[[Array, Array], float]] = {
     "accuracy": accuracy,
     "f1": f1,
+    "macro_f1": macro_f1,
     "matthews": matthews,
     "pearson": pearson,
     "spearman": spearman,

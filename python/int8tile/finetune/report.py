@@ -35,13 +35,14 @@ def table(result: RunResult) -> Table:
         A table with one row per arm.
     """
     shown = Table(title=f"{result.arguments['task']}: fine-tuned in {len(result.arms)} arms")
-    shown.add_column("arm", style="bold")
+    shown.add_column("arm", style="bold", no_wrap=True)
     for column in (
         result.metric_name,
         "eval loss",
-        "examples/s",
+        f"{result.unit}/s",
         f"speed against {BASELINE}",
         "saved for backward",
+        "outliers / over capacity",
     ):
         shown.add_column(column, justify="right")
     baseline = result.arms.get(BASELINE)
@@ -54,8 +55,38 @@ def table(result: RunResult) -> Table:
             f"{each.examples_per_second:.1f}",
             "-" if speed is None else f"{speed:.2f}x",
             f"{each.saved_bytes / 1e6:.1f} MB",
+            f"{each.outliers.found:.2f} / {each.outliers.overflow:.2f}" if each.outliers else "-",
         )
     return shown
+
+
+def notes(result: RunResult) -> list[str]:
+    """Say what the table does not: what is int8, and what the outlier columns are counted by.
+
+    Args:
+        result: The run.
+
+    Returns:
+        A few lines.
+    """
+    conversions: dict[str, str] = {}  # what was converted -> the first arm that did
+    for arm, each in result.arms.items():
+        if each.conversion:
+            conversions.setdefault(str(each.conversion), arm)
+    lines = [f"{arm}: {text}" for text, arm in conversions.items()]
+    splitting = {arm: each.outliers for arm, each in result.arms.items() if each.outliers}
+    if splitting:
+        lines.append("outliers: columns above the threshold in one call of a layer, on average")
+    for arm, outliers in splitting.items():
+        full = {name: layer for name, layer in outliers.layers.items() if layer.overflow}
+        if full:
+            worst = max(full, key=lambda name: full[name].overflow)
+            lines.append(
+                f"{arm}: {len(full)} layers found more outlier columns than they can split, most "
+                f"of all {worst} ({full[worst].found / full[worst].calls:.0f} found, "
+                f"{full[worst].capacity} split); metrics.json has all"
+            )
+    return lines
 
 
 def write_json(result: RunResult, file: Path) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from int8tile.finetune.conversion import Conversion
+    from int8tile.finetune.outliers import Outliers
 
 Curve = Sequence[tuple[int, float]]  # (optimizer step, value)
 
@@ -19,11 +23,13 @@ class ArmResult:
         metrics: All metrics by name, the headline first.
         loss: Mean evaluation loss.
         train_seconds: Wall time of all training steps, without evaluation.
-        examples_per_second: Training examples per second, without evaluation and without the
-            first steps (`timing.WARMUP_STEPS`).
+        examples_per_second: Training examples (windows of SQuAD, blocks of text) per second,
+            without evaluation and without the first steps (`timing.WARMUP_STEPS`).
         saved_bytes: Bytes saved for backward in one step (`memory.saved_bytes`).
         train_curve: Training loss, each the mean since the point before.
         eval_curve: The headline metric during training.
+        conversion: Which layers are int8; None for an arm in floating point.
+        outliers: The outlier columns found after training; None without a split.
     """
 
     metric: float
@@ -34,6 +40,16 @@ class ArmResult:
     saved_bytes: int
     train_curve: Curve
     eval_curve: Curve
+    conversion: Conversion | None = None
+    outliers: Outliers | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Give all but the curves as JSON values."""
+        names = ("metric", "metrics", "loss", "train_seconds", "examples_per_second", "saved_bytes")
+        values = {name: getattr(self, name) for name in names}
+        for name, part in (("conversion", self.conversion), ("outliers", self.outliers)):
+            values[name] = part.to_json() if part else None
+        return values
 
 
 @dataclass(frozen=True)
@@ -43,12 +59,14 @@ class RunResult:
     Args:
         arms: Result of each arm, in the order run.
         metric_name: Name of the headline metric.
+        unit: What a training example is.
         environment: Versions, processor, and the data's sizes.
         arguments: The settings.
     """
 
     arms: Mapping[str, ArmResult]
     metric_name: str
+    unit: str
     environment: Mapping[str, Any]
     arguments: Mapping[str, Any]
 
@@ -58,8 +76,7 @@ class RunResult:
         Returns:
             JSON values only; a number that is not finite is None.
         """
-        names = ("metric", "metrics", "loss", "train_seconds", "examples_per_second", "saved_bytes")
-        arms = {arm: {n: getattr(result, n) for n in names} for arm, result in self.arms.items()}
+        arms = {arm: result.to_json() for arm, result in self.arms.items()}
         content = {"arms": arms, "environment": self.environment, "arguments": self.arguments}
         return {name: _finite(part) for name, part in content.items()}
 

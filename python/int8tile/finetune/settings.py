@@ -7,13 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-TASK_NAMES = (
-    "docstrings",
-    *("sst2", "mrpc", "rte", "cola", "qnli", "qqp", "mnli", "stsb", "wnli"),
-)
+GLUE_TASKS = ("sst2", "mrpc", "rte", "cola", "qnli", "qqp", "mnli", "stsb", "wnli")
+SQUAD_TASKS = ("squad", "squad_v2")
+HUB_TASKS = (*GLUE_TASKS, *SQUAD_TASKS)  # read from the hub where there is no --data
+TASK_NAMES = ("docstrings", *HUB_TASKS, "clm", "custom")
+METRIC_NAMES = ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman")
 ARM_NAMES = ("fp32", "bf16", "int8", "int8-split", "paper-int8", "paper-split")
 DEFAULT_ARMS = ("fp32", "int8", "int8-split")
 OUTLIER_BITS = range(8, 16)
+MAX_LENGTH, SQUAD_MAX_LENGTH = 128, 384  # tokens, where the settings leave it open
+MAX_QUESTION_LENGTH = 64  # tokens
+SPECIAL_TOKENS = 4  # the most that a tokenizer adds to a pair of texts
 
 
 class UsageError(ValueError):
@@ -27,18 +31,30 @@ class Settings:
     Args:
         model: Hub id or directory of a transformers model; None takes the packaged MiniLM.
         task: One of `TASK_NAMES`.
-        data: Folder of GLUE .tsv files; None reads GLUE from the Hugging Face hub.
+        data: Folder of the task's files, or the text file of clm; None reads GLUE and SQuAD from
+            the Hugging Face hub.
+        text_columns: One or two columns of the custom task's files that hold the texts.
+        label_column: The column that holds the label.
+        regression: Take the custom task's labels as numbers to predict even if all are whole.
+        metrics: Metrics of a classification or regression, the headline first: some of
+            `METRIC_NAMES`; None takes the task's own.
         arms: What to compare, in order: some of `ARM_NAMES`.
         threshold: Activations above it are outliers, in real units (int8-split, paper-split).
         outlier_bits: Significant bits of an outlier, 8..15.
         stress: Factor K of the injected outliers (see `stress.Stress`); 1 injects none.
         max_steps: The most optimizer steps; None runs all epochs.
-        max_train: The most training examples; None uses all.
+        max_train: The most training examples (questions, or blocks of text); None uses all.
+        max_eval: The most examples of each evaluation set; None uses all.
         epochs: Passes over the training examples.
         batch_size: Examples per optimizer step.
         lr: Peak learning rate, reached after a tenth of the steps, then falling to 0.
         seed: Seed of the new classifier, the order of the data and dropout.
-        max_length: Tokens of one example at most; the rest is cut off.
+        max_length: Tokens of one example at most: the rest is cut off, a context of SQuAD is read
+            in windows, a text in blocks. None: 384 for SQuAD, else 128.
+        doc_stride: Tokens that two windows of one context share; None: a third of the length.
+        max_answer_length: Tokens of a predicted answer at most.
+        null_threshold: squad_v2 predicts no answer where its score exceeds the best answer's by
+            more than this.
         threads: CPU threads; None keeps torch's choice.
         output: Folder for metrics.json, curves.png and the last arm's model.
 
@@ -49,17 +65,25 @@ class Settings:
     model: str | None = None
     task: str = "docstrings"
     data: Path | None = None
+    text_columns: tuple[str, ...] | None = None
+    label_column: str | None = None
+    regression: bool = False
+    metrics: tuple[str, ...] | None = None
     arms: tuple[str, ...] = DEFAULT_ARMS
     threshold: float = 5.0
     outlier_bits: int = 12
     stress: float = 1.0
     max_steps: int | None = None
     max_train: int | None = None
+    max_eval: int | None = None
     epochs: float = 2.0
     batch_size: int = 32
     lr: float = 5e-4
     seed: int = 0
-    max_length: int = 128
+    max_length: int | None = None
+    doc_stride: int | None = None
+    max_answer_length: int = 30
+    null_threshold: float = 0.0
     threads: int | None = None
     output: Path = Path("int8tile-output")
 
@@ -73,14 +97,77 @@ class Settings:
         for name in ("threshold", "stress", "epochs", "lr"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, "above 0 and finite", value)
-        for name in ("max_steps", "max_train", "batch_size", "threads"):
+        for name in (
+            *("max_steps", "max_train", "max_eval", "batch_size", "threads"),
+            "max_answer_length",
+        ):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1", value)
-        _require(self.max_length >= 3, "max-length", "at least 3 tokens", self.max_length)
         _require(0 <= self.seed < 2**32, "seed", "0..4294967295", self.seed)
         _require(self.outlier_bits in OUTLIER_BITS, "outlier-bits", "8..15", self.outlier_bits)
-        if self.task == "docstrings":
+        self._check_task()
+        self._check_lengths()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one example at most: `max_length`, or the task's own."""
+        own = SQUAD_MAX_LENGTH if self.task in SQUAD_TASKS else MAX_LENGTH
+        return own if self.max_length is None else self.max_length
+
+    @property
+    def question_tokens(self) -> int:
+        """Tokens of a question of SQuAD at most, so that its context has room beside it."""
+        return min(MAX_QUESTION_LENGTH, self.tokens // 3)
+
+    @property
+    def stride(self) -> int:
+        """Tokens that two windows of one context share."""
+        return self.tokens // 3 if self.doc_stride is None else self.doc_stride
+
+    def _check_task(self) -> None:
+        """Check what only some tasks take, and what some need."""
+        task = self.task
+        if task == "docstrings":
             _require(self.data is None, "data", "left out with the docstrings task", self.data)
+        if task in ("clm", "custom"):
+            what = "a text file or a folder" if task == "clm" else "a folder"
+            _require(self.data is not None, "data", f"{what} for the {task} task", self.data)
+        if task == "clm":
+            wanted = "a causal language model for the clm task"
+            _require(self.model is not None, "model", wanted, self.model)
+        for name in ("text_columns", "label_column", "regression"):
+            value = getattr(self, name)
+            wanted = "left out unless the task is custom"
+            _require(task == "custom" or not value, name, wanted, value)
+        columns = self.text_columns
+        fine = columns is None or (0 < len(set(columns)) == len(columns) < 3 and all(columns))
+        _require(fine, "text-columns", "one or two different columns", ",".join(columns or ()))
+        if self.metrics is not None:
+            got = ",".join(self.metrics)
+            classifies = task not in (*SQUAD_TASKS, "clm")
+            _require(classifies, "metrics", f"left out with the {task} task", got)
+            known = set(self.metrics) <= set(METRIC_NAMES)
+            distinct = len(set(self.metrics)) == len(self.metrics) > 0
+            wanted = f"one or more different ones of {','.join(METRIC_NAMES)}"
+            _require(known and distinct, "metrics", wanted, got)
+
+    def _check_lengths(self) -> None:
+        """Check the tokens of an example, and that windows move on."""
+        if self.task not in SQUAD_TASKS:
+            _require(self.tokens >= 3, "max-length", "at least 3 tokens", self.tokens)
+            _require(
+                self.doc_stride is None,
+                "doc-stride",
+                "left out unless the task is squad or squad_v2",
+                self.doc_stride,
+            )
+            return
+        _require(self.tokens >= 16, "max-length", f"at least 16 for {self.task}", self.tokens)
+        most = self.tokens - self.question_tokens - SPECIAL_TOKENS - 1
+        wanted = f"0..{most} with {self.tokens} tokens"
+        _require(0 <= self.stride <= most, "doc-stride", wanted, self.stride)
+        finite = math.isfinite(self.null_threshold)
+        _require(finite, "null-threshold", "finite", self.null_threshold)
 
     def arguments(self) -> dict[str, Any]:
         """Give all settings as JSON values.
@@ -88,7 +175,7 @@ class Settings:
         Returns:
             Name of each setting -> its value.
         """
-        values = asdict(self)
+        values = asdict(self) | {"max_length": self.tokens}
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
 

@@ -5,115 +5,78 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import (
-    DataCollatorWithPadding,
     EvalPrediction,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 from transformers.trainer_callback import PrinterCallback
 
-from int8tile.finetune import arms, checkpoint, metrics
-from int8tile.finetune.examples import TaskData
+from int8tile.finetune import arms, outliers
+from int8tile.finetune.conversion import summarize
 from int8tile.finetune.memory import saved_bytes
 from int8tile.finetune.results import ArmResult
 from int8tile.finetune.settings import Settings
 from int8tile.finetune.stress import Stress
+from int8tile.finetune.tasks import Task
 from int8tile.finetune.timing import StepTimer
 from int8tile.nn import convert_, revert_
 
 EVALUATIONS = 5  # points of the evaluation curve
 MIN_EVAL_STEPS = 5  # a shorter run is evaluated at its end only
 LOSS_POINTS = 25  # points of the training curve
-EVAL_BATCH_SIZE = 64
-
-Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What all arms share.
-
-    Args:
-        settings: The run's settings.
-        data: The task.
-        source: Directory or hub id of the model.
-        tokenizer: The model's tokenizer.
-        train: Tokenized training examples.
-        evaluation: Tokenized evaluation sets by name, the headline's first.
-    """
-
-    settings: Settings
-    data: TaskData
-    source: str
-    tokenizer: PreTrainedTokenizerBase
-    train: Rows
-    evaluation: Mapping[str, Rows]
 
 
 def train_arm(
-    arm: str, inputs: Inputs, scratch: str, callbacks: Sequence[TrainerCallback] = ()
+    arm: str, task: Task, scratch: str, callbacks: Sequence[TrainerCallback] = ()
 ) -> tuple[ArmResult, PreTrainedModel]:
     """Fine-tune a fresh copy of the model in one arm and evaluate it.
 
     Args:
         arm: One of `settings.ARM_NAMES`.
-        inputs: What all arms share.
+        task: The data, the model and the metrics, which all arms share.
         scratch: A folder that the Trainer may call its own; nothing is written to it.
         callbacks: More callbacks for the Trainer.
 
     Returns:
         What was measured, and the trained model with ordinary linear layers.
     """
-    settings, data = inputs.settings, inputs.data
-    model = checkpoint.load_model(inputs.source, data, inputs.tokenizer, settings.seed)
+    settings = task.settings
+    model = task.load_model()
     config = arms.config(arm, settings)
+    conversion = None
     if config is not None:
-        convert_(model, config, share_inputs=True)
+        conversion = summarize(convert_(model, config, share_inputs=True))
     stress = Stress(model, settings.stress) if settings.stress != 1 else None
-    collator = DataCollatorWithPadding(inputs.tokenizer)
-    kept = _saved_bytes(model, collator(inputs.train[: settings.batch_size]), arm)
+    kept = _saved_bytes(model, task.collate(task.train[: settings.batch_size]), arm)
     timer = StepTimer()
-    headline, *others = inputs.evaluation
-    trainer = Trainer(
-        model=model,
-        args=_arguments(settings, len(inputs.train), arm, scratch),
-        data_collator=collator,
-        train_dataset=inputs.train,
-        eval_dataset=inputs.evaluation[headline],
-        compute_metrics=_metrics_function(data),
-        callbacks=[timer, *callbacks],
-    )
-    trainer.remove_callback(PrinterCallback)
+    trainer = _trainer(model, task, arm, scratch, [timer, *callbacks])
     trainer.train()
-    final = _final_evaluation(trainer)
-    values = {name: float(final[f"eval_{name}"]) for name in data.metric_names}
-    for other in others:
-        rows = cast("Dataset[Any]", inputs.evaluation[other])  # a list is one
-        more = trainer.evaluate(rows, metric_key_prefix=other)
-        values |= {f"{name}_{other}": float(more[f"{other}_{name}"]) for name in data.metric_names}
+    loss, values = _evaluate(trainer, task)
+    rows = outliers.spread(task.train, settings.batch_size)
+    found = outliers.count(model, list(map(task.collate, rows)))
     if stress is not None:
         stress.remove()
     if config is not None:
         revert_(model)
+    headline = task.metric_names[0]
     result = ArmResult(
-        metric=values[data.metric_names[0]],
+        metric=values[headline],
         metrics=values,
-        loss=float(final["eval_loss"]),
+        loss=loss,
         train_seconds=sum(timer.seconds),
-        examples_per_second=timer.examples_per_second(len(inputs.train), settings.batch_size),
+        examples_per_second=timer.examples_per_second(len(task.train), settings.batch_size),
         saved_bytes=kept,
         train_curve=_curve(trainer, "loss"),
-        eval_curve=_curve(trainer, f"eval_{data.metric_names[0]}"),
+        eval_curve=_curve(trainer, f"eval_{headline}"),
+        conversion=conversion,
+        outliers=found,
     )
     return result, model
 
@@ -132,13 +95,36 @@ def total_steps(settings: Settings, examples: int) -> int:
     return steps if settings.max_steps is None else min(steps, settings.max_steps)
 
 
-def _arguments(settings: Settings, examples: int, arm: str, scratch: str) -> TrainingArguments:
-    steps = total_steps(settings, examples)
+def _trainer(
+    model: PreTrainedModel,
+    task: Task,
+    arm: str,
+    scratch: str,
+    callbacks: Sequence[TrainerCallback],
+) -> Trainer:
+    headline = next(iter(task.evaluation))
+    trainer = Trainer(
+        model=model,
+        args=_arguments(task, arm, scratch),
+        data_collator=task.collate,
+        train_dataset=task.train,
+        eval_dataset=task.evaluation[headline],
+        compute_metrics=_metrics_function(task, headline),
+        preprocess_logits_for_metrics=task.reduce_outputs,
+        callbacks=[*callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(task: Task, arm: str, scratch: str) -> TrainingArguments:
+    settings = task.settings
+    steps = total_steps(settings, len(task.train))
     return TrainingArguments(
         output_dir=scratch,
         max_steps=steps,
         per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=EVAL_BATCH_SIZE,
+        per_device_eval_batch_size=task.eval_batch_size,
         learning_rate=settings.lr,
         warmup_steps=0.1,  # a share of the steps
         weight_decay=0.01,
@@ -167,13 +153,23 @@ def _saved_bytes(model: PreTrainedModel, batch: Mapping[str, Any], arm: str) -> 
         return saved_bytes(model, lambda: model(**batch).loss)
 
 
-def _metrics_function(data: TaskData) -> Callable[[EvalPrediction], dict[str, float]]:
+def _metrics_function(task: Task, evaluated: str) -> Callable[[EvalPrediction], dict[str, float]]:
     def compute(output: EvalPrediction) -> dict[str, float]:
-        logits = np.asarray(output.predictions)
-        predictions = logits if data.regression else np.argmax(logits, axis=-1)
-        return metrics.compute(data.metric_names, predictions, np.asarray(output.label_ids))
+        return task.score(evaluated, output.predictions, output.label_ids)
 
     return compute
+
+
+def _evaluate(trainer: Trainer, task: Task) -> tuple[float, dict[str, float]]:
+    """Give the loss of the first evaluation set, and the metrics of all."""
+    final = _final_evaluation(trainer)
+    values = {name: float(final[f"eval_{name}"]) for name in task.metric_names}
+    for other in list(task.evaluation)[1:]:
+        rows = cast("Dataset[Any]", task.evaluation[other])  # a list is one
+        trainer.compute_metrics = _metrics_function(task, other)
+        more = trainer.evaluate(rows, metric_key_prefix=other)
+        values |= {f"{name}_{other}": float(more[f"{other}_{name}"]) for name in task.metric_names}
+    return float(final["eval_loss"]), values
 
 
 def _final_evaluation(trainer: Trainer) -> Mapping[str, Any]:
