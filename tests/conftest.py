@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from checkpoints import tiny_bert, tiny_decoder, tiny_tokenizer  # noqa: F401 - fixtures
 from emulated import emulated_core, emulated_layers, emulated_ops, ops  # noqa: F401 - fixtures
 from int8tile import _core
 

@@ -23,26 +23,10 @@ from int8tile.finetune import (
     output,
     run,
 )
-from int8tile.finetune.quiet import quiet
 from int8tile.finetune.results import ArmResult
 from int8tile.finetune.stress import COLUMNS, Stress
 from int8tile.finetune.timing import StepTimer
 from int8tile.finetune.train import total_steps
-
-
-@pytest.fixture(scope="module")
-def tiny_bert(tmp_path_factory):
-    """A random one-layer BERT with the packaged model's tokenizer, as a checkpoint folder."""
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
-
-    folder = tmp_path_factory.mktemp("tiny_bert")
-    AutoTokenizer.from_pretrained(checkpoint.find_model(None)).save_pretrained(folder)
-    config = BertConfig(
-        hidden_size=64, num_hidden_layers=1, num_attention_heads=2, intermediate_size=128
-    )
-    with quiet():
-        BertForSequenceClassification(config).save_pretrained(folder)
-    return str(folder)
 
 
 def write_task(folder, stems, text):

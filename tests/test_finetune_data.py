@@ -11,11 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from checkpoints import real_data
 from int8tile.finetune import UsageError, docstrings, glue, metrics
 from int8tile.finetune.examples import Example, limited
-
-SHARED_GLUE = Path(__file__).resolve().parents[2] / "shared" / "data" / "glue"
-
 
 # The docstrings task.
 
@@ -235,9 +233,7 @@ def test_hub_columns_are_known(monkeypatch, task):
 
 @pytest.mark.parametrize("task", ["sst2", "mrpc", "rte", "qnli"])
 def test_real_glue_files_are_read(task):
-    if not SHARED_GLUE.is_dir():
-        pytest.skip(f"no GLUE files at {SHARED_GLUE}")
-    data = glue.load_files(task, SHARED_GLUE)
+    data = glue.load_files(task, real_data("glue"))
     assert data.skipped_rows == 0
     assert len(data.train) > 2000
     assert {e.label for e in data.evaluation["eval"]} == {0, 1}
