@@ -37,6 +37,8 @@ def write_task(folder, stems, text):
 
 # Settings.
 
+CUSTOM = {"task": "custom", "data": Path("folder")}
+
 
 @pytest.mark.parametrize(
     ("changes", "message"),
@@ -59,6 +61,26 @@ def write_task(folder, stems, text):
         ({"max_length": 2}, "--max-length must be at least 3 tokens"),
         ({"threads": 0}, "--threads must be at least 1"),
         ({"data": Path("glue")}, "--data must be left out with the docstrings task"),
+        ({"max_eval": 0}, "--max-eval must be at least 1; got 0"),
+        ({"max_answer_length": 0}, "--max-answer-length must be at least 1; got 0"),
+        ({"task": "clm", "model": "m"}, "--data must be a text file or a folder for the clm task"),
+        ({"task": "clm", "data": Path("a.txt")}, "--model must be a causal language model for the"),
+        ({"task": "custom"}, "--data must be a folder for the custom task; got None"),
+        ({"text_columns": ("a",)}, "--text-columns must be left out unless the task is custom"),
+        ({"label_column": "a"}, "--label-column must be left out unless the task is custom"),
+        ({"task": "sst2", "regression": True}, "--regression must be left out unless the task is"),
+        (CUSTOM | {"text_columns": ("a", "b", "c")}, "--text-columns must be one or two different"),
+        (CUSTOM | {"text_columns": ("a", "a")}, "one or two different columns; got a,a"),
+        (CUSTOM | {"text_columns": ("a", "")}, "one or two different columns; got a,"),
+        ({"metrics": ("bleu",)}, "--metrics must be one or more different ones of accuracy.*bleu"),
+        ({"metrics": ("f1", "f1")}, "--metrics must be one or more different"),
+        ({"metrics": ()}, "--metrics must be one or more different"),
+        ({"task": "squad", "metrics": ("f1",)}, "--metrics must be left out with the squad task"),
+        ({"task": "squad", "max_length": 15}, "--max-length must be at least 16 for squad; got 15"),
+        ({"task": "squad", "max_length": 64, "doc_stride": 39}, "be 0..38 with 64 tokens; got 39"),
+        ({"task": "squad", "doc_stride": -1}, "--doc-stride must be 0..315 with 384 tokens"),
+        ({"doc_stride": 8}, "--doc-stride must be left out unless the task is squad or squad_v2"),
+        ({"task": "squad_v2", "null_threshold": math.nan}, "--null-threshold must be finite"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
@@ -66,9 +88,17 @@ def test_bad_settings_are_refused(changes, message):
         Settings(**changes)
 
 
+@pytest.mark.parametrize("tokens", [16, 32, 100, 384, 512])
+def test_default_windows_move_on(tokens):
+    settings = Settings(task="squad", max_length=tokens)
+    assert settings.question_tokens + settings.stride < tokens - 4
+
+
 def test_settings_are_json():
     arguments = Settings(task="rte", data=Path("glue")).arguments()
     assert json.loads(json.dumps(arguments))["data"] == "glue"
+    assert arguments["max_length"] == 128
+    assert Settings(task="squad").arguments()["max_length"] == 384
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ HELD_OUT = 10  # one block in ten is for evaluation where there is no file for i
 class CausalLM(Task):
     """Fine-tuning of a causal language model on text, in blocks of equal length.
 
-    Documents are joined with the token that ends a text; what does not fill a block is left out.
+    What does not fill a block at the end is left out.
 
     Args:
         settings: The run's settings.
@@ -96,14 +96,16 @@ class CausalLM(Task):
     def score(self, evaluated: str, outputs: Any, labels: Any) -> dict[str, float]:  # noqa: ANN401
         """Compute the perplexity: e to the mean loss of a token."""
         predicted = len(labels) * (self.settings.tokens - 1)
-        return {"perplexity": float(np.exp(np.sum(outputs, dtype=np.float64) / predicted))}
+        with np.errstate(over="ignore"):  # a model that diverged: infinite
+            perplexity = np.exp(np.sum(outputs, dtype=np.float64) / predicted)
+        return {"perplexity": float(perplexity)}
 
 
 def blocks(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Sequence[Row]:
     """Tokenize texts, join them and cut them into blocks.
 
     Args:
-        texts: Documents.
+        texts: Documents; each begins as the tokenizer begins one, and ends with its end token.
         tokenizer: The model's tokenizer.
         length: Tokens of a block.
 
@@ -113,8 +115,8 @@ def blocks(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
     ids: list[int] = []
     with quiet():  # a text is longer than what the model takes at once
         for each in texts:
-            ids += tokenizer(each, add_special_tokens=False)["input_ids"]
-            if tokenizer.eos_token_id is not None:
+            ids += tokenizer(each)["input_ids"]
+            if tokenizer.eos_token_id not in (None, ids[-1]):
                 ids.append(tokenizer.eos_token_id)
     starts = range(0, len(ids) - length + 1, length)
     return [
