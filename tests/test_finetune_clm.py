@@ -157,13 +157,22 @@ def test_perplexity_is_that_of_the_models_loss(tiny_decoder, story):
 
 
 def test_conversions_are_summed_up():
-    skipped = {f"h.{i}.attn.c_attn": "Conv1D is no nn.Linear" for i in range(12)}
-    short = summarize(ConversionReport(["a", "b"], {**skipped, "lm_head": "skip"}))
+    convs = {f"h.{i}.attn.{n}": "Conv1D is no nn.Linear" for i in range(12) for n in ("q", "v")}
+    short = summarize(ConversionReport(["a", "b"], {**convs, "lm_head": "skip"}))
+    assert short.to_json() == {
+        "converted": 2,
+        "skipped": {
+            "h.*.attn.q": "Conv1D is no nn.Linear",
+            "h.*.attn.v": "Conv1D is no nn.Linear",
+            "lm_head": "skip",
+        },
+    }
     assert str(short) == (
-        "2 layers in int8; h.*.attn.c_attn stays float: Conv1D is no nn.Linear (12 layers); "
-        "lm_head stays float: skip"
+        "2 layers in int8; h.*.attn.q, h.*.attn.v in float: Conv1D is no nn.Linear; "
+        "lm_head in float: skip"
     )
     assert str(summarize(ConversionReport())) == "no layers in int8"
+    assert str(summarize(ConversionReport(["a"]))) == "1 layer in int8"
 
 
 def test_outlier_columns_are_counted():
@@ -243,7 +252,7 @@ def test_outliers_over_capacity_are_reported(tmp_path, tiny_decoder, story, caps
     assert down["capacity"] == 32
     assert down["overflow"] == down["found"] - 32 * down["calls"] > 0
     assert math.isfinite(made["arms"]["int8-split"]["loss"])
-    assert f"{found['found']:.2f} / {found['overflow']:.2f}" in shown
+    assert f"{found['found']:.1f} / {found['overflow']:.1f}" in shown
     assert "layers found more outlier columns than they can split, most of all model.l" in shown
     assert "no evaluation file: the last tenth of the text is held out" in shown
 
@@ -255,7 +264,8 @@ def test_gpt2_says_that_its_layers_stay_float(tmp_path, tiny_decoder, story, cap
     console = Console(width=200)
     run(settings(tiny_decoder("gpt2"), story, **common, output=tmp_path / "out"), console)
     shown = capsys.readouterr().out
-    assert "int8-split: no layers in int8; transformer.h.*.attn.c_attn stays float: Conv1D" in shown
+    assert "int8-split: no layers in int8; transformer.h.*.attn.c_attn, transformer" in shown
+    assert "in float: Conv1D is no nn.Linear" in shown
     made = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert made["arms"]["int8-split"]["conversion"]["converted"] == 0
     assert made["arms"]["int8-split"]["outliers"] is None

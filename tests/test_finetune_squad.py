@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("transformers", reason="needs the demo extra")
 
+from transformers import AutoModel, AutoModelForQuestionAnswering
+
 from checkpoints import real_data
 from int8tile.finetune import Settings, UsageError, checkpoint, run, squad, squad_metrics
 from int8tile.finetune.squad import Answer, Question
@@ -339,8 +341,6 @@ def write_facts(folder, task):
 
 @pytest.mark.parametrize("task", ["squad", "squad_v2"])
 def test_squad_run_learns_its_answers(tmp_path, tiny_bert, task):
-    from transformers import AutoModelForQuestionAnswering
-
     write_facts(tmp_path / "data", task)
     result = run(
         Settings(
@@ -362,3 +362,15 @@ def test_squad_run_learns_its_answers(tmp_path, tiny_bert, task):
     assert result.unit == "windows"
     model = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out" / "model")
     assert not any("int8tile" in type(module).__module__ for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_decoders_answer_questions_too(tmp_path, tiny_decoder, kind):
+    """Llama's checkpoints name the body otherwise than its model for question answering does."""
+    write_facts(tmp_path / "data", "squad")
+    common = {"model": tiny_decoder(kind), "task": "squad", "data": tmp_path / "data"}
+    lengths = {"max_length": 48, "batch_size": 6, "max_steps": 2, "threads": 1}
+    run(Settings(**common, **lengths, arms=("bf16", "paper-split"), output=tmp_path / "out"))
+    body = AutoModel.from_pretrained(common["model"]).get_input_embeddings().weight
+    trained = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out" / "model")
+    assert (trained.get_input_embeddings().weight - body).abs().max() < 0.01

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -119,27 +120,39 @@ def load_model(
             if "Unrecognized configuration class" not in str(error):
                 raise
             raise ValueError(f"its architecture has no model for {kind}") from error
-    _check_weights(source, model, list(loaded["missing_keys"]), kind, new_head)
+        missing = _load_body(model, source, set(loaded["missing_keys"]))
+    lost = sorted(missing & _body(model))
+    if 2 * len(lost) > len(_body(model)):
+        raise UsageError(
+            f"int8tile finetune: --model must hold the weights of its architecture; {source} lacks "
+            f"{len(lost)} of {len(_body(model))} of {type(model).__name__}, such as {lost[0]}"
+        )
+    if missing and not new_head:
+        some = ", ".join(sorted(missing)[:3])
+        raise UsageError(
+            f"int8tile finetune: --model must be trained as a model for {kind}; {source} lacks "
+            f"{some}{', ...' * (len(missing) > 3)} of {type(model).__name__}"
+        )
     return cast("PreTrainedModel", model)
 
 
-def _check_weights(
-    source: str, model: PreTrainedModel, missing: list[str], kind: str, new_head: bool
-) -> None:
-    """Raise unless the checkpoint holds the model's weights, but for a head that may be new."""
-    inside = f"{model.base_model_prefix}."
-    body = [name for name in model.state_dict() if name.startswith(inside)]
-    lost = [name for name in missing if name.startswith(inside)]
-    if 2 * len(lost) > len(body):
-        raise UsageError(
-            f"int8tile finetune: --model must hold the weights of its architecture; {source} lacks "
-            f"{len(lost)} of {len(body)} of {type(model).__name__}, such as {lost[0]}"
-        )
-    if missing and not new_head:
-        raise UsageError(
-            f"int8tile finetune: --model must be trained as a model for {kind}; {source} lacks "
-            f"{', '.join(missing[:3])}{', ...' * (len(missing) > 3)} of {type(model).__name__}"
-        )
+def _body(model: PreTrainedModel) -> set[str]:
+    """Give the names of all weights but the head's."""
+    return {name for name in model.state_dict() if name.startswith(f"{model.base_model_prefix}.")}
+
+
+def _load_body(model: PreTrainedModel, source: str, missing: set[str]) -> set[str]:
+    """Load the body by itself if all of it is missing, and give what is missing then.
+
+    Some models for a task, such as Llama's for questions, name their body otherwise than the
+    checkpoints do, and transformers leaves it at random.
+    """
+    body = _body(model)
+    if not body or not body <= missing:
+        return missing
+    same, found = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+    model.base_model.load_state_dict(same.state_dict())
+    return missing - body | {f"{model.base_model_prefix}.{name}" for name in found["missing_keys"]}
 
 
 @contextmanager

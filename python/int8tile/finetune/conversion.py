@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,8 +24,11 @@ class Conversion:
     skipped: Mapping[str, str]
 
     def __str__(self) -> str:
-        kept = "".join(f"; {name} stays float: {why}" for name, why in self.skipped.items())
-        return f"{self.converted or 'no'} layers in int8{kept}"
+        names = defaultdict(list)
+        for name, why in self.skipped.items():
+            names[why].append(name)
+        count = f"{self.converted or 'no'} layer{'s' * (self.converted != 1)} in int8"
+        return "; ".join([count, *(f"{', '.join(n)} in float: {why}" for why, n in names.items())])
 
     def to_json(self) -> dict[str, Any]:
         """Give both as JSON values."""
@@ -41,10 +44,5 @@ def summarize(report: ConversionReport) -> Conversion:
     Returns:
         The same in short.
     """
-    names = {name: re.sub(r"\b\d+\b", "*", name) for name in report.skipped}
-    count = Counter(names.values())
-    skipped = {}
-    for name, short in names.items():
-        times = f" ({count[short]} layers)" if count[short] > 1 else ""
-        skipped[short] = f"{report.skipped[name]}{times}"
+    skipped = {re.sub(r"\b\d+\b", "*", name): why for name, why in report.skipped.items()}
     return Conversion(len(report.converted), skipped)

@@ -34,7 +34,8 @@ def table(result: RunResult) -> Table:
     Returns:
         A table with one row per arm.
     """
-    shown = Table(title=f"{result.arguments['task']}: fine-tuned in {len(result.arms)} arms")
+    title = f"{result.arguments['task']}: fine-tuned in {len(result.arms)} arms"
+    shown = Table(title=title, pad_edge=False)  # which fits 80 columns
     shown.add_column("arm", style="bold", no_wrap=True)
     for column in (
         result.metric_name,
@@ -44,7 +45,7 @@ def table(result: RunResult) -> Table:
         "saved for backward",
         "outliers / over capacity",
     ):
-        shown.add_column(column, justify="right")
+        shown.add_column(column, justify="right", min_width=max(map(len, column.split())))
     baseline = result.arms.get(BASELINE)
     for arm, each in result.arms.items():
         speed = each.examples_per_second / baseline.examples_per_second if baseline else None
@@ -55,7 +56,7 @@ def table(result: RunResult) -> Table:
             f"{each.examples_per_second:.1f}",
             "-" if speed is None else f"{speed:.2f}x",
             f"{each.saved_bytes / 1e6:.1f} MB",
-            f"{each.outliers.found:.2f} / {each.outliers.overflow:.2f}" if each.outliers else "-",
+            f"{each.outliers.found:.1f} / {each.outliers.overflow:.1f}" if each.outliers else "-",
         )
     return shown
 
