@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from int8tile import Int8TileConfig
 from int8tile.cli import app
+from int8tile.finetune.settings import TASK_NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -37,10 +38,18 @@ def test_option_table_is_the_config():
 def test_commands_have_the_options_shown():
     lines = [line for block in blocks("console") for line in block.splitlines()]
     calls = [line.split("int8tile ", 1)[1].split() for line in lines if "int8tile " in line]
-    assert [words[0] for words in calls] == ["finetune", "finetune", "plan", "info"]
+    names = [words[0] for words in calls]
+    assert names == ["finetune", "finetune", "plan", "info", *["finetune"] * 3]
     for command, *words in calls:
         shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
         assert all(word in shown for word in words if word.startswith("--"))
+
+
+def test_tasks_shown_are_those_there_are():
+    table = re.search(r"\| `--task` .*?\n\n", README, re.DOTALL)[0]
+    rows = [line.split("|")[1] for line in table.splitlines()[2:] if line]
+    names = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(names) == sorted(TASK_NAMES)
 
 
 def test_layout_names_real_files():
