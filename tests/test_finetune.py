@@ -149,6 +149,20 @@ def test_too_long_examples_are_refused():
         checkpoint.load_tokenizer(checkpoint.find_model(None), 9999)
 
 
+def test_a_head_for_other_classes_is_replaced(tiny_bert, tmp_path):
+    from transformers import AutoModelForSequenceClassification as AutoClassifier
+
+    AutoClassifier.from_pretrained(tiny_bert, num_labels=5).save_pretrained(tmp_path)
+    model = checkpoint.load_model(AutoClassifier, str(tmp_path), 0, num_labels=3)
+    again = checkpoint.load_model(AutoClassifier, str(tmp_path), 0, num_labels=3)
+    assert model.classifier.weight.shape == (3, 64)
+    assert torch.equal(model.classifier.weight, again.classifier.weight)
+    assert torch.equal(
+        model.bert.embeddings.word_embeddings.weight,
+        AutoClassifier.from_pretrained(tiny_bert).bert.embeddings.word_embeddings.weight,
+    )
+
+
 # Stress, memory and timing.
 
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,16 +126,32 @@ def test_an_encoder_decoder_is_refused(tiny_tokenizer, story, tmp_path):
         prepare(settings(str(tmp_path / "t5"), story)).load_model()
 
 
-def test_weights_of_another_architecture_are_refused(tiny_decoder, tiny_bert, tmp_path, story):
-    from pathlib import Path
+@pytest.fixture
+def broken(tiny_decoder, tmp_path):
+    """A copy of the small Llama, to break."""
+    shutil.copytree(tiny_decoder("llama"), tmp_path / "broken")
+    return tmp_path / "broken"
 
-    llama = Path(tiny_decoder("llama"))
-    for file in llama.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    bert = Path(tiny_bert, "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(bert)
+
+def test_weights_of_another_architecture_are_refused(broken, tiny_bert, story):
+    shutil.copy(Path(tiny_bert, "model.safetensors"), broken)
     with pytest.raises(UsageError, match=r"hold the weights of its architecture; .* lacks \d+ of"):
-        prepare(settings(str(tmp_path), story)).load_model()
+        prepare(settings(str(broken), story)).load_model()
+
+
+def test_weights_of_other_sizes_are_refused(broken, story):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
+    message = r"model\.layers.*_proj\.weight of .* must be \[.*96.*\] for its .*; got \[.*160.*\]"
+    with pytest.raises(UsageError, match=message):
+        prepare(settings(str(broken), story)).load_model()
+
+
+def test_truncated_weights_are_refused(broken, story):
+    file = broken / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:999])
+    with pytest.raises(UsageError, match=r"cannot load --model .*broken: \w+"):
+        prepare(settings(str(broken), story)).load_model()
 
 
 def test_blocks_longer_than_the_model_takes_are_refused(tiny_decoder, story):

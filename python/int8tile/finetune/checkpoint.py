@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -114,26 +115,51 @@ def load_model(
         set_seed(seed)
         try:
             model, loaded = auto_class.from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True, **options
+                source,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # of a head for other classes
+                **options,
             )
         except ValueError as error:
             if "Unrecognized configuration class" not in str(error):
                 raise
             raise ValueError(f"its architecture has no model for {kind}") from error
         missing = _load_body(model, source, set(loaded["missing_keys"]))
-    lost = sorted(missing & _body(model))
-    if 2 * len(lost) > len(_body(model)):
+    _check_sizes(source, model, loaded["mismatched_keys"], new_head)
+    _check_complete(source, model, missing, kind, new_head)
+    return cast("PreTrainedModel", model)
+
+
+def _check_sizes(
+    source: str, model: PreTrainedModel, mismatched: Iterable[Any], new_head: bool
+) -> None:
+    """Raise where a weight has another size than the model's, but for a head that may be new."""
+    for name, got, wanted in mismatched:
+        if name in _body(model) or not new_head:
+            raise UsageError(
+                f"int8tile finetune: --model must hold the weights of its architecture; {name} of "
+                f"{source} must be {list(wanted)} for its config.json; got {list(got)}"
+            )
+
+
+def _check_complete(
+    source: str, model: PreTrainedModel, missing: set[str], kind: str, new_head: bool
+) -> None:
+    """Raise where most of the body is missing, or a part of a head that may not be new."""
+    body, name = _body(model), type(model).__name__
+    lost = sorted(missing & body)
+    if 2 * len(lost) > len(body):
         raise UsageError(
             f"int8tile finetune: --model must hold the weights of its architecture; {source} lacks "
-            f"{len(lost)} of {len(_body(model))} of {type(model).__name__}, such as {lost[0]}"
+            f"{len(lost)} of {len(body)} of {name}, such as {lost[0]}"
         )
     if missing and not new_head:
-        some = ", ".join(sorted(missing)[:3])
+        some = f"{', '.join(sorted(missing)[:3])}{', ...' * (len(missing) > 3)}"
         raise UsageError(
             f"int8tile finetune: --model must be trained as a model for {kind}; {source} lacks "
-            f"{some}{', ...' * (len(missing) > 3)} of {type(model).__name__}"
+            f"{some} of {name}"
         )
-    return cast("PreTrainedModel", model)
 
 
 def _body(model: PreTrainedModel) -> set[str]:
@@ -160,6 +186,6 @@ def _as_usage_error(source: str) -> Iterator[None]:
     """Turn what `from_pretrained` raises for a missing or broken model into one line."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"int8tile finetune: cannot load --model {source}: {reason}") from error

@@ -113,11 +113,12 @@ def blocks(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
         Model inputs of `length` tokens each.
     """
     ids: list[int] = []
+    end = tokenizer.eos_token_id
     with quiet():  # a text is longer than what the model takes at once
         for each in texts:
             ids += tokenizer(each)["input_ids"]
-            if tokenizer.eos_token_id not in (None, ids[-1]):
-                ids.append(tokenizer.eos_token_id)
+            if end is not None and ids[-1:] != [end]:
+                ids.append(end)
     starts = range(0, len(ids) - length + 1, length)
     return [
         {"input_ids": block, "labels": block}

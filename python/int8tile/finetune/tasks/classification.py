@@ -60,7 +60,6 @@ class Classification(Task):
             id2label=self._labels,
             label2id={label: index for index, label in self._labels.items()},
             problem_type="regression" if self._regression else "single_label_classification",
-            ignore_mismatched_sizes=True,
         )
         model.config.pad_token_id = self.tokenizer.pad_token_id
         return model
