@@ -222,6 +222,20 @@ def test_custom_regression_run(tmp_path, tiny_bert):
     assert list(result.arms["int8-split"].metrics) == ["spearman"]
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_decoders_classify_too(tmp_path, tiny_decoder, kind):
+    text = "text,label\n" + "".join(f"{'ada' * i},{i % 2}\n" for i in range(1, 9))
+    write(tmp_path, train_csv=text, dev_csv=text)
+    result = run(
+        settings(
+            tmp_path, model=tiny_decoder(kind), arms=("fp32", "int8-split"), batch_size=4,
+            max_length=32, max_steps=2, threads=1, output=tmp_path / "out",
+        )
+    )  # fmt: skip
+    assert result.arms["int8-split"].conversion.converted == (15 if kind == "llama" else 1)
+    assert result.arms["int8-split"].loss == pytest.approx(result.arms["fp32"].loss, rel=0.1)
+
+
 def test_metrics_that_do_not_fit_stop_a_run_before_it_writes(tmp_path, tiny_bert):
     text = "text,label\na,x\nb,y\n"
     write(tmp_path, train_csv=text, dev_csv=text)

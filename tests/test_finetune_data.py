@@ -14,6 +14,7 @@ import pytest
 from checkpoints import real_data
 from int8tile.finetune import UsageError, docstrings, glue, metrics
 from int8tile.finetune.examples import Example, limited
+from int8tile.finetune.settings import GLUE_TASKS
 
 # The docstrings task.
 
@@ -121,6 +122,30 @@ FILES = {  # task -> file text, expected (text, text_pair, label) of its rows
     "stsb": ("index\tsentence1\tsentence2\tscore\n0\ta\tb\t3.25\n", [("a", "b", 3.25)]),
     "wnli": ("index\tsentence1\tsentence2\tlabel\n0\ta\tb\t1\n", [("a", "b", 1)]),
 }
+
+
+# The metrics of the benchmark's leaderboard, and the classes in the order of nyu-mll/glue.
+OFFICIAL = {
+    "cola": (["matthews"], ["unacceptable", "acceptable"]),
+    "sst2": (["accuracy"], ["negative", "positive"]),
+    "mrpc": (["f1", "accuracy"], ["not_equivalent", "equivalent"]),
+    "stsb": (["pearson", "spearman"], []),
+    "qqp": (["f1", "accuracy"], ["not_duplicate", "duplicate"]),
+    "mnli": (["accuracy"], ["entailment", "neutral", "contradiction"]),
+    "qnli": (["accuracy"], ["entailment", "not_entailment"]),
+    "rte": (["accuracy"], ["entailment", "not_entailment"]),
+    "wnli": (["accuracy"], ["not_entailment", "entailment"]),
+}
+
+
+def test_glue_has_its_official_metrics_and_classes():
+    assert glue.TASKS.keys() == OFFICIAL.keys() == set(GLUE_TASKS)
+    for name, (official, labels) in OFFICIAL.items():
+        task = glue.TASKS[name]
+        assert set(official) <= set(task.metric_names) <= {*official, "accuracy"}
+        assert list(task.labels) == labels
+        metrics.check(task.metric_names, len(labels))
+    assert list(glue.TASKS["mnli"].evaluation_files) == ["matched", "mismatched"]
 
 
 def write_task(folder, task, text):

@@ -76,8 +76,8 @@ def test_impossible_questions_have_no_answer(tmp_path):
         ('{"data": [{"paragraphs": {}}]}', r"data\[0\] must have 'paragraphs', a list; got dict"),
         ('{"data": [7]}', r"data\[0\] must have 'paragraphs', a list"),
         ('{"data": []}', "must hold at least one question; it has none"),
-        (content({"answers": []}), r"data\[0\]\.paragraphs\[0\]\.qas\[0\] must have an answer"),
-        (content(7), r"qas\[0\] must have 'answers', a list; got NoneType"),
+        (content(7), r"data\[0\]\.paragraphs\[0\]\.qas\[0\] must have 'question', a str"),
+        (content({"question": "?"}), r"qas\[0\] must have 'answers', a list; got NoneType"),
         (content({**qa(), "question": 7}), "must have 'question', a string; got int"),
         (content(qa(), context=None), r"paragraphs\[0\] must have 'context', a string; got None"),
         (content(qa(answers=[("1843", "31")])), r"answers\[0\] must have 'answer_start', a whole"),
@@ -94,6 +94,12 @@ def test_broken_files_are_refused(tmp_path, text, message):
     (tmp_path / "dev.json").write_text(text if isinstance(text, str) else json.dumps(text))
     with pytest.raises(UsageError, match=message):
         squad.load_files("squad", tmp_path)
+
+
+def test_broken_questions_are_refused_in_v2(tmp_path):
+    write(tmp_path, ("train", "dev"), content(7))
+    with pytest.raises(UsageError, match=r"qas\[0\] must have 'question', a string; got NoneType"):
+        squad.load_files("squad_v2", tmp_path)
 
 
 def test_missing_files_are_named(tmp_path):

@@ -144,11 +144,12 @@ def _questions(root: _Node, task: str) -> Iterator[Question]:
         for paragraph in article.items("paragraphs"):
             context = paragraph.get("context", str)
             for qa in paragraph.items("qas"):
+                asked = qa.get("question", str)
                 impossible = task == "squad_v2" and qa.value.get("is_impossible") is True
                 answers = () if impossible else tuple(_answers(qa, context))
                 if task == "squad" and not answers:
                     raise qa.error("have an answer (or use --task squad_v2)", "none")
-                yield Question(qa.get("question", str), context, answers)
+                yield Question(asked, context, answers)
 
 
 def _answers(qa: _Node, context: str) -> Iterator[Answer]:
