@@ -1,6 +1,7 @@
 """Fine-tuning: settings, model, stress, memory, timing, output, and whole runs."""
 
 import gc
+import io
 import json
 import math
 import weakref
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 pytest.importorskip("transformers", reason="needs the demo extra")
@@ -21,9 +23,12 @@ from int8tile.finetune import (
     checkpoint,
     memory,
     output,
+    report,
     run,
 )
+from int8tile.finetune.outliers import LayerOutliers, Outliers
 from int8tile.finetune.results import ArmResult
+from int8tile.finetune.settings import ARM_NAMES
 from int8tile.finetune.stress import COLUMNS, Stress
 from int8tile.finetune.timing import StepTimer
 from int8tile.finetune.train import total_steps
@@ -288,6 +293,18 @@ def test_numbers_that_json_lacks_become_null():
     assert content["arms"]["fp32"]["loss"] is None
     assert content["arms"]["fp32"]["examples_per_second"] is None
     assert content["arms"]["fp32"]["saved_bytes"] == 7
+
+
+def test_the_table_fits_80_columns():
+    layers = {"mlp": LayerOutliers(32, 4, 4 * 123, 4 * 91)}
+    arm = ArmResult(9.876, {}, 1.2, 1.0, 321.0, 453_800_000, [], [], None, Outliers(layers))
+    result = RunResult(dict.fromkeys(ARM_NAMES, arm), "perplexity", "windows", {}, {"task": "clm"})
+    console = Console(width=80, file=io.StringIO())
+    console.print(report.table(result))
+    shown = console.file.getvalue()
+    assert "\u2026" not in shown  # an ellipsis
+    for word in ("paper-split", "9.8760", "windows/s", "1.00x", "453.8 MB", "123.0/91.0"):
+        assert word in shown
 
 
 # The whole job.

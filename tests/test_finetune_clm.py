@@ -270,7 +270,7 @@ def test_outliers_over_capacity_are_reported(tmp_path, tiny_decoder, story, caps
     assert down["capacity"] == 32
     assert down["overflow"] == down["found"] - 32 * down["calls"] > 0
     assert math.isfinite(made["arms"]["int8-split"]["loss"])
-    assert f"{found['found']:.1f} / {found['overflow']:.1f}" in shown
+    assert f"{found['found']:.1f}/{found['overflow']:.1f}" in shown
     assert "layers found more outlier columns than they can split, most of all model.l" in shown
     assert "no evaluation file: the last tenth of the text is held out" in shown
 

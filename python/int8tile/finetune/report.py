@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.table import Table
 
 from int8tile.finetune.results import RunResult
@@ -34,30 +35,39 @@ def table(result: RunResult) -> Table:
     Returns:
         A table with one row per arm.
     """
-    title = f"{result.arguments['task']}: fine-tuned in {len(result.arms)} arms"
-    shown = Table(title=title, pad_edge=False)  # which fits 80 columns
-    shown.add_column("arm", style="bold", no_wrap=True)
-    for column in (
-        result.metric_name,
-        "eval loss",
-        f"{result.unit}/s",
-        f"speed against {BASELINE}",
-        "saved for backward",
-        "outliers / over capacity",
-    ):
-        shown.add_column(column, justify="right", min_width=max(map(len, column.split())))
+    columns = (
+        *("arm", result.metric_name, "eval\nloss", f"{result.unit}/s"),
+        *(f"speed against {BASELINE}", "saved for backward", "outliers / over capacity"),
+    )
+    rows = []
     baseline = result.arms.get(BASELINE)
     for arm, each in result.arms.items():
         speed = each.examples_per_second / baseline.examples_per_second if baseline else None
-        shown.add_row(
-            arm,
-            f"{each.metric:.4f}",
-            f"{each.loss:.4f}",
-            f"{each.examples_per_second:.1f}",
-            "-" if speed is None else f"{speed:.2f}x",
-            f"{each.saved_bytes / 1e6:.1f} MB",
-            f"{each.outliers.found:.1f} / {each.outliers.overflow:.1f}" if each.outliers else "-",
+        rows.append(
+            [
+                arm,
+                f"{each.metric:.4f}",
+                f"{each.loss:.4f}",
+                f"{each.examples_per_second:.1f}",
+                "-" if speed is None else f"{speed:.2f}x",
+                f"{each.saved_bytes / 1e6:.1f} MB",
+                f"{each.outliers.found:.1f}/{each.outliers.overflow:.1f}" if each.outliers else "-",
+            ]
         )
+    title = f"{result.arguments['task']}: fine-tuned in {len(result.arms)} arms"
+    shown = Table(title=title, box=box.SIMPLE_HEAVY, show_edge=False, padding=(0, 1, 0, 0))
+    for column, *cells in zip(columns, *rows, strict=True):
+        # Headers give way in a narrow terminal: it fits 80 columns.
+        width = max(map(len, [*column.split(), *cells]))
+        first = column == "arm"
+        shown.add_column(
+            column,
+            style="bold" if first else None,
+            justify="left" if first else "right",
+            min_width=width,
+        )
+    for row in rows:
+        shown.add_row(*row)
     return shown
 
 
