@@ -1,0 +1,74 @@
+"""Two processes in a gloo group, which run functions of the tests and return their results."""
+
+import io
+import traceback
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+
+import pytest
+import torch
+
+WORLD = 2
+PATIENCE = 300  # seconds until a function counts as stuck
+
+
+def _serve(rank: int, store: str, connection: Connection) -> None:
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    while True:
+        function, arguments = connection.recv()
+        torch.manual_seed(0)
+        try:
+            buffer = io.BytesIO()
+            torch.save(function(rank, *arguments), buffer)
+        except BaseException:  # the test shows it
+            connection.send((False, traceback.format_exc()))
+        else:
+            connection.send((True, buffer.getvalue()))
+
+
+class Ranks:
+    """Runs a function of a test module in every rank."""
+
+    def __init__(self, store):
+        context = get_context("spawn")
+        self.connections, self.processes = [], []
+        for rank in range(WORLD):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, str(store), theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self.connections.append(ours)
+            self.processes.append(process)
+
+    def __call__(self, function, *arguments):
+        """What `function(rank, *arguments)` returns in each rank."""
+        for connection in self.connections:
+            connection.send((function, arguments))
+        results = []
+        for rank, connection in enumerate(self.connections):
+            if not connection.poll(PATIENCE):
+                self.close()
+                pytest.fail(f"rank {rank} is stuck in {function.__name__}")
+            results.append(connection.recv())
+        for rank, (passed, result) in enumerate(results):
+            if not passed:
+                pytest.fail(f"rank {rank}: {result}")
+        return [torch.load(io.BytesIO(r), weights_only=False) for _, r in results]
+
+    def close(self):
+        for process in self.processes:  # their own way out takes seconds, and they hold nothing
+            process.kill()
+            process.join()
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory):
+    """Started once for all tests that ask for it, since that takes seconds."""
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+        pytest.skip("this torch has no gloo")
+    group = Ranks(tmp_path_factory.mktemp("ranks") / "store")
+    yield group
+    group.close()
