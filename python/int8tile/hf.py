@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -22,7 +23,7 @@ logger = logging.get_logger(__name__)
 
 
 @register_quantization_config(METHOD)
-class Int8TileHfConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class Int8TileHfConfig(QuantizationConfigMixin):
     """How `from_pretrained` converts a model: the arguments of `int8tile.convert_`.
 
     Args:
@@ -44,7 +45,7 @@ class Int8TileHfConfig(QuantizationConfigMixin):  # type: ignore[misc]
         min_features: int = 0,
     ) -> None:
         who = "int8tile.hf.Int8TileHfConfig"
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment] # an enum of the built-in methods
         self.config = Int8TileConfig() if config is None else config
         self.skip = [skip] if isinstance(skip, str) else list(skip)
         self.share_inputs = share_inputs
@@ -73,7 +74,7 @@ class Int8TileHfConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 @register_quantizer(METHOD)
-class Int8TileHfQuantizer(HfQuantizer):  # type: ignore[misc]
+class Int8TileHfQuantizer(HfQuantizer):
     """Converts the model that `from_pretrained` has loaded, whose parameters stay float.
 
     Nothing of it stays on the model: to transformers it is a float model, which can be trained,
@@ -98,7 +99,7 @@ class Int8TileHfQuantizer(HfQuantizer):  # type: ignore[misc]
             ValueError: the model has no layer that could be converted.
         """
         options = self.quantization_config
-        self.remove_quantization_config(model)
+        self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
         report = convert_(
             model,
             options.config,

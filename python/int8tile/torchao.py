@@ -1,4 +1,4 @@
-"""Makes `torchao.quantize_(model, Int8TileConfig(...))` work: importing this registers the config."""
+"""Makes `torchao.quantize_(model, Int8TileConfig(...))` work, by being imported."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 from int8tile.config import Int8TileConfig
 from int8tile.nn import Int8Linear
 
-AOBaseConfig.register(Int8TileConfig)
 
-
-@register_quantize_module_handler(Int8TileConfig)
 def quantize_linear(module: nn.Module, config: Int8TileConfig) -> nn.Module:
     """Turn `module`, which torchao's filter_fn let through, into an Int8Linear.
 
@@ -20,3 +17,7 @@ def quantize_linear(module: nn.Module, config: Int8TileConfig) -> nn.Module:
         TypeError: the module is no nn.Linear.
     """
     return Int8Linear.from_linear(module, config)  # type: ignore[arg-type]
+
+
+AOBaseConfig.register(Int8TileConfig)
+register_quantize_module_handler(Int8TileConfig)(quantize_linear)
