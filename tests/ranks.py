@@ -2,6 +2,7 @@
 
 import io
 import traceback
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
@@ -17,8 +18,8 @@ def _serve(rank: int, store: str, connection: Connection) -> None:
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
-    while True:
-        function, arguments = connection.recv()
+    while (task := connection.recv()) is not None:
+        function, arguments = task
         torch.manual_seed(0)
         try:
             buffer = io.BytesIO()
@@ -27,6 +28,7 @@ def _serve(rank: int, store: str, connection: Connection) -> None:
             connection.send((False, traceback.format_exc()))
         else:
             connection.send((True, buffer.getvalue()))
+    dist.destroy_process_group()
 
 
 class Ranks:
@@ -59,9 +61,12 @@ class Ranks:
         return [torch.load(io.BytesIO(r), weights_only=False) for _, r in results]
 
     def close(self):
-        for process in self.processes:  # their own way out takes seconds, and they hold nothing
+        for connection in self.connections:
+            with suppress(OSError):  # a rank that died
+                connection.send(None)
+        for process in self.processes:
+            process.join(5)
             process.kill()
-            process.join()
 
 
 @pytest.fixture(scope="session")

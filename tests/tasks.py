@@ -4,7 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from transformers import BertConfig, BertForSequenceClassification
 
 SHARED_GLUE = Path(__file__).resolve().parents[2] / "shared" / "data" / "glue"
@@ -50,6 +52,14 @@ def logits(model):
     """What a model in evaluation says of `sentences()`."""
     with torch.no_grad():
         return model.eval()(**sentences()).logits
+
+
+@pytest.fixture
+def own_accelerator():
+    """Accelerators of one process share a state, which keeps the options of the first."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 PLAIN = """

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
@@ -11,7 +10,7 @@ import int8tile
 from helpers import same
 from int8tile import Int8TileConfig
 from int8tile.nn import Int8Linear
-from tasks import bert, examples
+from tasks import bert, examples, own_accelerator  # noqa: F401 - a fixture
 
 CONFIGS = pytest.mark.parametrize(
     "config",
@@ -20,12 +19,7 @@ CONFIGS = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def _own_state():
-    """Accelerators of one process share a state, which keeps the options of the first."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+pytestmark = pytest.mark.usefixtures("own_accelerator")
 
 
 def prepared(config=None, accumulate=1, batch=8, **options):

@@ -57,11 +57,10 @@ def train(module, steps=10, rank=None, optimizer=None):
     return losses
 
 
-def ddp(rank, config=CONFIG):
-    torch.manual_seed(1)
+def ddp(rank, config=CONFIG, backend=None):
     module = nn.parallel.DistributedDataParallel(model(config))
     torch.manual_seed(rank)  # as for dropout, ranks round with draws of their own
-    losses = train(module, rank=rank)
+    losses = train(torch.compile(module, backend=backend) if backend else module, rank=rank)
     return losses, module.module.state_dict()
 
 
@@ -82,8 +81,10 @@ def full_state(module):
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
 
 
-def fsdp(rank, config=CONFIG):
+def fsdp(rank, config=CONFIG, backend=None):
     module = sharded(config)
+    for block in module if backend else ():
+        block.compile(backend=backend)
     torch.manual_seed(rank)
     losses = train(module, rank=rank)
     return losses, full_state(module)
@@ -107,6 +108,13 @@ def test_ddp_and_fsdp_take_the_same_steps(ranks):
     assert list(sharded_state) == list(state) == list(model().state_dict())
     for name, tensor in state.items():
         same(sharded_state[name], tensor)
+
+
+@pytest.mark.parametrize("wrapped", [ddp, fsdp])
+def test_a_compiled_model_learns_the_same(ranks, wrapped):
+    (losses, _), _ = ranks(wrapped)
+    (compiled_losses, _), _ = ranks(wrapped, CONFIG, "aot_eager")
+    assert compiled_losses == losses
 
 
 # Checkpoints.

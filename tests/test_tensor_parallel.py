@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import int8tile
 from helpers import activations, close, randn, same
 from int8tile import Int8TileConfig
 from int8tile.nn import Int8Linear
@@ -159,7 +160,7 @@ def train(module, steps=12):
     return losses
 
 
-def trained_block(rank, config):
+def trained_block(rank, config, backend=None):
     from torch.distributed.tensor.parallel import (
         ColwiseParallel,
         RowwiseParallel,
@@ -170,7 +171,7 @@ def trained_block(rank, config):
     plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
     module = parallelize_module(Block(config), mesh(), plan)
     state = {name: tuple(p.placements) for name, p in module.named_parameters()}
-    return train(module), state
+    return train(torch.compile(module, backend=backend) if backend else module), state
 
 
 @pytest.mark.parametrize("config", [CONFIG, Int8TileConfig.paper()], ids=["row", "paper"])
@@ -186,6 +187,45 @@ def test_a_column_and_row_parallel_block_learns_like_one_process(ranks, config):
             "up.weight": (Shard(0),), "up.bias": (Shard(0),),
             "down.weight": (Shard(1),), "down.bias": (Replicate(),),
         }  # fmt: skip
+
+
+def test_a_compiled_block_learns_the_same(ranks):
+    (losses, _), _ = ranks(trained_block, CONFIG)
+    (compiled_losses, _), _ = ranks(trained_block, CONFIG, "aot_eager")
+    assert compiled_losses == losses
+
+
+def llama(rank):
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes))
+    int8tile.convert_(model)
+    columns = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj",
+               "mlp.up_proj")  # fmt: skip
+    rows = ("self_attn.o_proj", "mlp.down_proj")
+    ids = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(1))
+    losses = [model(input_ids=ids, labels=ids).loss]
+    plan = {f"model.layers.*.{name}": ColwiseParallel() for name in columns}
+    plan |= {f"model.layers.*.{name}": RowwiseParallel() for name in rows}
+    parallelize_module(model, mesh(), plan)
+    losses.append(model(input_ids=ids, labels=ids).loss)
+    losses[1].backward()
+    norm = whole(model.model.layers[0].self_attn.q_proj.weight.grad).norm()
+    return *(loss.item() for loss in losses), norm.item()
+
+
+def test_a_language_model_says_the_same(ranks):
+    for loss, parallel_loss, norm in ranks(llama):
+        assert parallel_loss == pytest.approx(loss, rel=1e-3)
+        assert parallel_loss != loss
+        assert norm > 0
 
 
 def frozen(rank):
