@@ -1,4 +1,4 @@
-"""Two processes in a gloo group, which run functions of the tests and return their results."""
+"""Processes in a gloo group, which run functions of the tests and return their results."""
 
 import io
 import traceback
@@ -9,15 +9,14 @@ from multiprocessing.connection import Connection
 import pytest
 import torch
 
-WORLD = 2
 PATIENCE = 300  # seconds until a function counts as stuck
 
 
-def _serve(rank: int, store: str, connection: Connection) -> None:
+def _serve(rank: int, world: int, store: str, connection: Connection) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     while (task := connection.recv()) is not None:
         function, arguments = task
         torch.manual_seed(0)
@@ -34,12 +33,14 @@ def _serve(rank: int, store: str, connection: Connection) -> None:
 class Ranks:
     """Runs a function of a test module in every rank."""
 
-    def __init__(self, store):
+    def __init__(self, world, store):
         context = get_context("spawn")
         self.connections, self.processes = [], []
-        for rank in range(WORLD):
+        for rank in range(world):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, str(store), theirs), daemon=True)
+            process = context.Process(
+                target=_serve, args=(rank, world, str(store), theirs), daemon=True
+            )
             process.start()
             theirs.close()
             self.connections.append(ours)
@@ -69,11 +70,20 @@ class Ranks:
             process.kill()
 
 
-@pytest.fixture(scope="session")
-def ranks(tmp_path_factory):
-    """Started once for all tests that ask for it, since that takes seconds."""
+def _started(world, folder):
     if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
         pytest.skip("this torch has no gloo")
-    group = Ranks(tmp_path_factory.mktemp("ranks") / "store")
+    group = Ranks(world, folder / "store")
     yield group
     group.close()
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory):
+    """Two, started once for all tests that ask for them, since that takes seconds."""
+    yield from _started(2, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def four_ranks(tmp_path_factory):
+    yield from _started(4, tmp_path_factory.mktemp("ranks"))

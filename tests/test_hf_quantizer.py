@@ -1,6 +1,8 @@
 """`from_pretrained(quantization_config=...)` gives a converted model, which stays a float model."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -153,3 +155,20 @@ def test_a_checkpoint_quantized_otherwise_is_refused(folder):
     config.save_pretrained(folder)
     with pytest.raises(ValueError, match="BitsAndBytesConfig but you are passing a Int8TileHfConf"):
         load(folder, Int8TileHfConfig())
+
+
+def test_int8tile_alone_imports_none_of_this():
+    code = """
+import sys, int8tile
+found = {"transformers", "torchao", "peft", "torch.distributed.tensor"} & sys.modules.keys()
+assert not found, found
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_placed_and_cast_while_loading(folder):
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, quantization_config=Int8TileHfConfig(), device_map="cpu", dtype=torch.bfloat16
+    )
+    assert model(IDS).logits.dtype == torch.bfloat16
+    assert configs(model)

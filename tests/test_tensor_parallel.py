@@ -291,3 +291,69 @@ def test_mixtures_are_refused(ranks):
         assert "must all be DTensors or none; input is a plain tensor" in mixed
         assert "must be on one mesh; got [" in meshes
         assert "weight must be replicated or sharded over a mesh; got P" in placement
+
+
+# Meshes of two dimensions.
+
+
+def in_two_dimensions(rank, placements):
+    from torch.distributed.tensor import distribute_tensor
+
+    square = mesh(2, 2)
+    names = ("input", "weight", "bias", "grad_output")
+    module = layer()
+    tensors = (activations(M, K), module.weight, module.bias, randn(M, N, seed=3))
+    x, w, b, g = (
+        distribute_tensor(each.detach(), square, place(placements[name]))
+        for name, each in zip(names, tensors, strict=True)
+    )
+    for each in (x, w, b):
+        each.requires_grad_()
+    y = torch.ops.int8tile.linear(x, w, b)
+    y.backward(g)
+    return [whole(each.detach()) for each in (y, x.grad, w.grad, b.grad)]
+
+
+def place(names):
+    from torch.distributed.tensor import Replicate, Shard
+
+    return [Replicate() if name == "R" else Shard(int(name)) for name in names]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight", ["R0", "R1", "01", "10", "00", "11", "RR"])
+@pytest.mark.parametrize("input", ["0R", "R1", "01", "00", "RR"])
+def test_any_placement_on_a_mesh_of_two_dimensions(four_ranks, input, weight):
+    expected = one_process()
+    placements = {"input": input, "weight": weight, "grad_output": "0R"}
+    placements["bias"] = weight.replace("1", "R")
+    for results in four_ranks(in_two_dimensions, placements):
+        for actual, wanted in zip(results, expected, strict=True):
+            close(actual, wanted, 2 * TOLERANCE)
+
+
+def fsdp_of_parallel(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    torch.manual_seed(1)
+    module = Block(CONFIG)
+    parallelize_module(
+        module, square["tensor"], {"up": ColwiseParallel(), "down": RowwiseParallel()}
+    )
+    fully_shard(module, mesh=square["data"])
+    return train(module)
+
+
+@pytest.mark.slow
+def test_fsdp_of_a_parallel_block(four_ranks):
+    torch.manual_seed(1)
+    losses = train(Block(CONFIG))
+    for parallel_losses in four_ranks(fsdp_of_parallel):
+        assert parallel_losses == pytest.approx(losses, rel=0.1)
