@@ -117,6 +117,30 @@ def test_a_compiled_model_learns_the_same(ranks, wrapped):
     assert compiled_losses == losses
 
 
+def spread(seeds, similar):
+    """Mean variance of the average of two ranks' stochastically rounded gradients."""
+    layer = Int8Linear(FEATURES, HIDDEN, config=Int8TileConfig.paper())
+    shards = [(randn(64, FEATURES, seed=i), randn(64, HIDDEN, seed=i + 2)) for i in (0, 1)]
+    if similar:
+        (x, g), _ = shards
+        shards = [(x, g), (x + 0.01 * shards[1][0], g + 0.01 * shards[1][1])]
+    averages = []
+    for trial in range(100):
+        layer.zero_grad()
+        for rank, (x, g) in enumerate(shards):
+            torch.manual_seed(seeds(trial, rank))
+            layer(x).backward(g / RANKS)
+        averages.append(layer.weight.grad.clone())
+    return torch.stack(averages).var(0).mean().item()
+
+
+@pytest.mark.parametrize(("similar", "factor"), [(False, 1.0), (True, 1.5)])
+def test_one_seed_for_all_ranks_costs_only_where_they_see_the_same(similar, factor):
+    shared = spread(lambda trial, rank: trial, similar)
+    own = spread(lambda trial, rank: 2 * trial + rank, similar)
+    assert shared == pytest.approx(factor * own, rel=0.1)
+
+
 # Checkpoints.
 
 # torch says so where it saves without a group.

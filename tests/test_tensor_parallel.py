@@ -127,7 +127,8 @@ def data_parallel(rank):
 
 
 def test_replicated_weights_and_sharded_tokens(ranks):
-    """Tokens have scales of their own; the gradient of the weight has one per rank and column."""
+    """Tokens have scales of their own, and both ranks the same outlier columns; the gradient of
+    the weight has one scale per rank and column."""
     x = activations(2, M, K).requires_grad_()
     y, grad_x, grad_w, grad_b = step(layer(), x, randn(2, M, N, seed=3))
     for output, grad_input, grad_weight, grad_bias in ranks(data_parallel):

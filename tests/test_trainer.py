@@ -57,7 +57,7 @@ def test_it_learns(tmp_path, config):
 
 
 def test_gradients_are_accumulated(tmp_path):
-    """Tokens are quantized alone, so only the gradients' scales depend on the batch."""
+    """Without outliers tokens are quantized alone: only the gradients' scales see the batch."""
     at_once = train(converted(), tmp_path)
     model = converted()
     model.accepts_loss_kwargs = False  # BERT takes the count of examples, but does not divide by it
