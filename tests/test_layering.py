@@ -33,6 +33,7 @@ LAYERS = {
     "": 4,  # the package's own __init__: what users import
     "analysis": 5,
     "hf": 5,
+    "torchao": 5,
     "finetune": 6,
     "cli": 7,
     "__main__": 8,

@@ -124,8 +124,8 @@ def convert_(
         NotImplementedError: INT8TILE_ISA names an instruction set that this CPU lacks.
     """
     config = Int8TileConfig() if config is None else config
-    _check_config(config)
-    _check_min_features(min_features)
+    check_config("int8tile.convert_", config)
+    check_min_features("int8tile.convert_", min_features)
     slow = _core.kernel_verdict()
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     report = ConversionReport()
@@ -173,23 +173,24 @@ def _share_inputs(parent: nn.Module, name: str, share: bool) -> list[tuple[str, 
     return groups
 
 
-def _check_config(config: object) -> None:
+def check_config(who: str, config: object) -> None:
+    """Raise TypeError, in the name of `who`, unless `config` is one or a mapping of patterns."""
     values = list(config.values()) if isinstance(config, Mapping) else [config]
     for value in values:
         if isinstance(value, Int8TileConfig) or (value is None and isinstance(config, Mapping)):
             continue
         raise TypeError(
-            "int8tile.convert_: config must be an Int8TileConfig or a mapping of name "
+            f"{who}: config must be an Int8TileConfig or a mapping of name "
             f"patterns to them; got {type(value).__name__}"
         )
 
 
-def _check_min_features(min_features: object) -> None:
-    who = "int8tile.convert_: min_features"
+def check_min_features(who: str, min_features: object) -> None:
+    """Raise TypeError or ValueError, in the name of `who`, unless it is an int >= 0."""
     if not isinstance(min_features, Integral):
-        raise TypeError(f"{who} must be an int; got {min_features!r}")
+        raise TypeError(f"{who}: min_features must be an int; got {min_features!r}")
     if min_features < 0:
-        raise ValueError(f"{who} must be >= 0; got {min_features}")
+        raise ValueError(f"{who}: min_features must be >= 0; got {min_features}")
 
 
 def revert_(model: nn.Module) -> list[str]:

@@ -78,7 +78,16 @@ class Int8Linear(nn.Linear):
         return module
 
     def to_linear(self) -> nn.Linear:
-        """Turn this module itself back into an nn.Linear."""
+        """Turn this module itself back into an nn.Linear.
+
+        Raises:
+            TypeError: the module's class is a subclass, such as the one that `fully_shard` makes.
+        """
+        if type(self) is not Int8Linear:
+            raise TypeError(
+                "int8tile.nn.Int8Linear.to_linear: module must be an Int8Linear, not a subclass "
+                f"(revert before fully_shard); got {type(self).__name__}"
+            )
         for name in ("_cache", "_shared", "config"):
             self.__dict__.pop(name, None)
         module: nn.Linear = self
@@ -93,7 +102,9 @@ class Int8Linear(nn.Linear):
 
     def invalidate(self) -> None:
         """Forget the packed copy of a frozen weight, after writing to it behind torch's back."""
-        self.__dict__.pop("_cache", None)
+        cache = self.__dict__.pop("_cache", None)
+        if cache is not None:
+            cache.clear()  # a graph may hold it until its backward
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Apply the layer.
@@ -123,6 +134,13 @@ class Int8Linear(nn.Linear):
             cache = self.__dict__["_cache"] = FrozenWeightCache()
         shared = self.__dict__.get("_shared")
         return linear(input, weight, bias, c.split, c.scales, c.switches, cache, shared)
+
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
+        # FSDP2 assigns the weight whenever it gathers or reshards it: what is kept of the gathered
+        # one must go with it.
+        if name == "weight":
+            self.invalidate()
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         """The layer's sizes and what differs from the default config."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Protocol
 
 import torch
 
 from int8tile.config import check_options
-from int8tile.ops import schema
+from int8tile.ops import schema, sharding
 from int8tile.ops.shared import Quantized, SharedInput
 
 Packed = tuple[torch.Tensor, torch.Tensor]
@@ -198,6 +198,8 @@ def linear(
 ) -> torch.Tensor:
     """Apply a linear layer in int8; differentiable once.
 
+    DTensors are multiplied shard by shard, see `int8tile.ops.sharding`; they share no input.
+
     Args:
         input: [..., k] float32, bfloat16 or float16.
         weight: [n, k], the same dtype except under autocast.
@@ -219,6 +221,9 @@ def linear(
     who = "int8tile::linear"
     check_options(who, split[0], split[1], *scales)
     schema.check_linear(who, input, weight, bias)
+    if sharding.is_distributed(input, weight, bias):
+        local = partial(linear, split=split, scales=scales, switches=switches, cache=cache)
+        return sharding.linear(who, local, input, weight, bias)
     device = input.device.type
     if device not in schema.DEVICES:
         raise NotImplementedError(

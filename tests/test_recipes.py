@@ -1,0 +1,44 @@
+"""The recipes run as they are written, those for several processes in two."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks import own_accelerator  # noqa: F401 - a fixture
+
+RECIPES = (Path(__file__).resolve().parents[1] / "docs" / "recipes.md").read_text()
+INTRODUCTION, *SECTIONS = re.split(r"^## ", RECIPES, flags=re.MULTILINE)
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+(SETUP,) = BLOCK.findall(INTRODUCTION)
+CODE = {section.splitlines()[0]: "".join(BLOCK.findall(section)) for section in SECTIONS}
+DISTRIBUTED = ("DDP", "FSDP2", "Tensor parallelism")
+NEEDS = {"LoRA of PEFT": "peft", "torchao": "torchao"}
+
+
+def execute(rank, code):
+    exec(compile(code, "recipes.md", "exec"), {})
+
+
+def test_every_recipe_has_code():
+    assert len(CODE) == 8
+    assert all(CODE.values())
+    assert set(DISTRIBUTED) < set(CODE)
+
+
+# PEFT reads an attribute that transformers has renamed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.usefixtures("own_accelerator")
+@pytest.mark.parametrize("name", [name for name in CODE if name not in DISTRIBUTED])
+def test_a_recipe_runs(name, tmp_path, monkeypatch):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    execute(0, SETUP + CODE[name])
+
+
+@pytest.mark.parametrize("name", DISTRIBUTED)
+def test_a_recipe_for_several_processes_runs(name, ranks):
+    ranks(execute, CODE[name])
