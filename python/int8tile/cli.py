@@ -1,4 +1,4 @@
-"""The `int8tile` command: finetune, plan and info."""
+"""The `int8tile` command: finetune, analyze, plan and info."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 import int8tile
 from int8tile import gpus
 from int8tile.finetune import Settings, UsageError, environment, run
+from int8tile.finetune.analyze_command import analyze
 from int8tile.finetune.settings import (
     ARM_NAMES,
     DEFAULT_ARMS,
@@ -219,6 +220,9 @@ def finetune(
             arguments[name] = _split(arguments[name])
     with _clear_errors():
         run(Settings(**arguments), Console())
+
+
+app.command()(_clear_errors()(analyze))
 
 
 @app.command()

@@ -1,0 +1,179 @@
+"""What is seen of one linear layer: columns in every call, quantisation in the chosen ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from int8tile.analysis.bins import Distortion, MagnitudeHistogram
+from int8tile.analysis.columns import OutlierColumns
+from int8tile.analysis.divergence import Moments
+from int8tile.analysis.measures import Cosine, SignalToNoise
+from int8tile.analysis.options import Options
+from int8tile.config import Int8TileConfig
+from int8tile.ops.schema import resolve_capacity
+
+DEFAULT_GAMMA = Int8TileConfig().threshold or 0.0
+PLAIN, SPLIT = "plain", "split"
+Saved = list[torch.Tensor]  # what int8tile::linear_forward keeps for backward
+
+
+class LayerStatistics:
+    """Streaming statistics of one layer; their size depends on its features alone.
+
+    Args:
+        module: the layer.
+        options: what to measure.
+    """
+
+    def __init__(self, module: nn.Linear, options: Options) -> None:
+        config = options.config or getattr(module, "config", None) or Int8TileConfig()
+        self.config: Int8TileConfig = replace(config, threshold=config.threshold or DEFAULT_GAMMA)
+        self.options = options
+        k, gamma = module.in_features, self.config.threshold
+        assert gamma is not None
+        self.gamma = gamma
+        self.capacity = resolve_capacity("int8tile.analysis.record", k, *self.config.split)
+        self.absmax = torch.zeros(k)
+        thresholds = sorted({*map(float, options.thresholds), float(gamma)})
+        self.columns = {t: OutlierColumns(k, t, self.capacity) for t in thresholds}
+        self.calls = self.tokens = self.measured = self.measured_gradients = self.nonfinite = 0
+        self.histogram = MagnitudeHistogram()
+        self.distortion = Distortion((PLAIN, SPLIT))
+        self.regular, self.outlier = Moments(), Moments()
+        self.snr = {
+            name: SignalToNoise()
+            for name in ("x_plain", "x_split", "weight", "gradient", "y_plain", "y_split")
+        }
+        self.y_by_threshold = {t: SignalToNoise() for t in thresholds}
+        self.y_by_bits = {b: SignalToNoise() for b in sorted({*options.bits, config.outlier_bits})}
+        self.cosine = {
+            name: Cosine() for name in ("grad_input", "grad_weight_plain", "grad_weight_split")
+        }
+
+    @property
+    def _scales(self) -> tuple[str, str]:
+        return self.config.granularity, self.config.scale
+
+    @property
+    def _plain(self) -> tuple[None, int, None]:
+        return None, self.config.outlier_bits, None
+
+    def see(self, x: torch.Tensor, weight: torch.Tensor) -> None:
+        """Count the outlier columns of a call, and quantise it if it is chosen.
+
+        Args:
+            x: [m, k] the layer's input.
+            weight: [n, k].
+        """
+        magnitude = x.float().abs()
+        absmax = magnitude.amax(0)
+        finite = bool(absmax.isfinite().all())
+        if not finite:  # as detection does
+            self.nonfinite += 1
+            absmax = torch.where(magnitude.isfinite(), magnitude, 0).amax(0)
+        absmax = absmax.cpu()
+        counts = {t: each.add(absmax) for t, each in self.columns.items()}
+        self.absmax = torch.maximum(self.absmax, absmax)
+        chosen = self.calls % self.options.every == 0
+        self.calls += 1
+        self.tokens += len(x)
+        if chosen and finite:
+            self.measured += 1
+            self._measure(x, weight, absmax > self.gamma, counts)
+
+    def _measure(
+        self, x: torch.Tensor, weight: torch.Tensor, above: torch.Tensor, counts: dict[float, int]
+    ) -> None:
+        above = above.to(x.device)
+        self.histogram.add(x)
+        self.outlier.add(x[:, above])
+        self.regular.add(x[:, ~above])
+        plain, split = self._input(x, self._plain), self._input(x, self.config.split)
+        self.distortion.add(x, {PLAIN: plain, SPLIT: split})
+        self.snr["x_plain"].add(x, plain)
+        self.snr["x_split"].add(x, split)
+        q, scale = torch.ops.int8tile.quantize(weight, None, *self._scales)
+        self.snr["weight"].add(weight, q.float() * scale[:, None])
+        self._measure_output(x, weight, counts)
+
+    def _input(self, x: torch.Tensor, split: tuple[float | None, int, int | None]) -> torch.Tensor:
+        """x as the layer multiplies it, [m, k] float32."""
+        q, high, low, scale, index, _ = torch.ops.int8tile.quantize_split(x, *split, *self._scales)
+        values: torch.Tensor = q.float()
+        used = index >= 0
+        limbs = 128 * high[:, used].float() + low[:, used].float()
+        values[:, index[used].long()] = limbs
+        real: torch.Tensor = values * scale[:, None]
+        return real
+
+    def _measure_output(
+        self, x: torch.Tensor, weight: torch.Tensor, counts: dict[float, int]
+    ) -> None:
+        exact = x.float() @ weight.float().t()
+
+        def snr(split: tuple[float | None, int, int | None]) -> SignalToNoise:
+            y = torch.ops.int8tile.linear_forward_only(
+                x, weight, None, *split, *self._scales, torch.float32
+            )
+            measured = SignalToNoise()
+            measured.add(exact, y)
+            return measured
+
+        plain = snr(self._plain)
+        self.snr["y_plain"].add_sums(plain)
+        _, bits, capacity = self.config.split
+        by_count = {0: plain}  # columns above a threshold are nested: their number tells them
+        for threshold, count in counts.items():
+            if count not in by_count:
+                by_count[count] = snr((threshold, bits, capacity))
+            self.y_by_threshold[threshold].add_sums(by_count[count])
+        split = by_count[counts[self.gamma]]
+        self.snr["y_split"].add_sums(split)
+        for each, sums in self.y_by_bits.items():
+            same = each == bits or counts[self.gamma] == 0
+            sums.add_sums(split if same else snr((self.gamma, each, capacity)))
+
+    def see_gradient(
+        self, x: torch.Tensor, weight: torch.Tensor, g: torch.Tensor, needs: tuple[bool, bool]
+    ) -> None:
+        """Compare the int8 gradients of a call with float ones.
+
+        Args:
+            x: [m, k] the layer's input.
+            weight: [n, k].
+            g: [m, n] gradient of the output.
+            needs: whether the gradients of input and weight are wanted.
+        """
+        if not x.isfinite().all():  # counted in the forward pass
+            return
+        if not g.isfinite().all():
+            self.nonfinite += 1
+            return
+        self.measured_gradients += 1
+        # The rounding of g has a seed of its own, so that torch's generator stays where it is.
+        seed = torch.tensor([self.measured_gradients], device=g.device)
+        how = (*self._scales, self.config.grad_rounding, seed)
+        granularity, scale, rounding, _ = how
+        q, scales = torch.ops.int8tile.quantize(g, None, granularity, scale, rounding, seed)
+        self.snr["gradient"].add(g, q.float() * scales[:, None])
+        if needs[0]:
+            grad = torch.ops.int8tile.linear_grad_input(g, weight, *how, torch.float32)
+            self.cosine["grad_input"].add(g.float() @ weight.float(), grad)
+        if needs[1]:
+            exact = g.float().t() @ x.float()
+            for name, split in (("plain", self._plain), ("split", self.config.split)):
+                saved = self._save(x, weight, split)
+                grad, _ = torch.ops.int8tile.linear_grad_weight(
+                    g, *saved, weight.shape[1], *how, torch.float32, False
+                )
+                self.cosine[f"grad_weight_{name}"].add(exact, grad)
+
+    def _save(
+        self, x: torch.Tensor, weight: torch.Tensor, split: tuple[float | None, int, int | None]
+    ) -> Saved:
+        # No output features: x is quantised for backward, and nothing multiplied.
+        _, *saved = torch.ops.int8tile.linear_forward(x, weight[:0], None, *split, *self._scales)
+        return list(saved)

@@ -1,0 +1,224 @@
+"""What to convert a model with: gamma, outlier bits, and what to leave in float, with reasons."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from int8tile import _core
+from int8tile.analysis.measures import cosine_in_db
+from int8tile.analysis.results import LayerReport, Report, ThresholdResult, finite
+from int8tile.config import Int8TileConfig, matches
+
+MIN_DB = 20.0  # noise a tenth of the signal
+TOLERANCE_DB = 1.0  # of the output, given away for fewer outlier columns
+BITS_GAIN_DB = 0.5  # of the output, below which more bits are not worth it
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Which config to convert a model with, and why.
+
+    Args:
+        config: for `int8tile.convert_(model, config)`: by layer name or pattern, the first match
+            decides, None leaves a layer in float.
+        reasons: why, by the name of each layer that does not get the config of "*", and under "*"
+            for that one.
+    """
+
+    config: dict[str, Int8TileConfig | None]
+    reasons: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values: the config of each pattern, the reasons, and the text."""
+        config = {name: c and finite(asdict(c)) for name, c in self.config.items()}
+        return {"config": config, "reasons": self.reasons, "text": str(self)}
+
+    def code(self) -> str:
+        """The Python that converts `model` so."""
+        entries = [f"    {json.dumps(name)}: {_call(c)}," for name, c in self.config.items()]
+        return "\n".join(["int8tile.convert_(model, {", *entries, "})"])
+
+    def grouped(self) -> list[tuple[str, str]]:
+        """Layers, those with one reason together, and the reason; "*" is "all others"."""
+        groups: dict[str, list[str]] = {}
+        for name, why in self.reasons.items():
+            groups.setdefault(why, []).append("all others" if name == "*" else name or "(root)")
+        return [(", ".join(names), why) for why, names in groups.items()]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{names}: {why}" for names, why in self.grouped())
+
+
+def _call(config: Int8TileConfig | None) -> str:
+    if config is None:
+        return "None"
+    default = Int8TileConfig()
+    given = [
+        f"{f.name}={getattr(config, f.name)!r}"
+        for f in fields(config)
+        if getattr(config, f.name) != getattr(default, f.name)
+    ]
+    return f"int8tile.Int8TileConfig({', '.join(given)})"
+
+
+def recommend(
+    report: Report,
+    *,
+    min_db: float = MIN_DB,
+    tolerance_db: float = TOLERANCE_DB,
+    bits_gain_db: float = BITS_GAIN_DB,
+) -> Recommendation:
+    """Choose gamma, outlier bits and the layers to leave in float.
+
+    - gamma, or no split, suits a layer where no call had more outlier columns than the capacity,
+      and where the output is at most `tolerance_db` worse than at the best such gamma. The one
+      that suits the most layers is that of "*"; among equals the one with the fewest
+      multiplications, then the smallest, which still holds when outliers shrink. A layer that it
+      does not suit gets its own.
+    - Bits cost no time, since two limbs hold 15: those of the report's config are kept unless
+      more gain `bits_gain_db` in some layer.
+    - A layer stays in float where its output falls short of `min_db` at its gamma, or where
+      float32 is expected to be faster. A gradient that falls short, its cosine taken as dB, is
+      computed in float.
+
+    Args:
+        report: what was recorded, with a config for "*" to start from.
+        min_db: the least signal-to-noise ratio.
+        tolerance_db: what a layer may lose by a larger gamma.
+        bits_gain_db: what more bits must gain.
+
+    Raises:
+        ValueError: the report has no layer that was called.
+    """
+    layers = list(report.layers.values())
+    if not layers:
+        raise ValueError(
+            "int8tile.analysis.recommend: the report must have a layer that was called; "
+            f"{len(report.unseen)} were watched and none was"
+        )
+    suited = {layer.name: _suited(layer, tolerance_db) for layer in layers}
+    gamma, gamma_reason = _common_gamma(layers, suited)
+    bits, bits_reason = _bits(layers, bits_gain_db)
+    base = replace(layers[0].config, threshold=gamma, outlier_bits=bits)
+    own: dict[str, Int8TileConfig | None] = {}
+    reasons = {"*": f"{gamma_reason}; {bits_reason}"}
+    for layer in layers:
+        config, why = _for_layer(layer, base, suited[layer.name], min_db)
+        if config != base:
+            own[layer.name] = config
+            reasons[layer.name] = why
+    return Recommendation(_mapping(own, base, [each.name for each in layers]), reasons)
+
+
+def _common_gamma(
+    layers: Sequence[LayerReport], suited: Mapping[str, Sequence[float | None]]
+) -> tuple[float | None, str]:
+    def added(threshold: float | None) -> float:
+        """Multiplications of the limbs as a share of those without a split."""
+        limbs = regular = 0.0
+        for layer in layers:
+            size = layer.calls * layer.tokens * layer.out_features
+            regular += size * layer.in_features
+            limbs += size * sum(t.mean for t in layer.thresholds if t.threshold == threshold)
+        return limbs / max(regular, 1)
+
+    def suits(threshold: float | None) -> int:
+        return sum(threshold in each for each in suited.values())
+
+    candidates = {each.threshold for layer in layers for each in layer.thresholds}
+    gamma = min(candidates, key=lambda t: (-suits(t), added(t), _or_inf(t)))
+    return gamma, (
+        f"{_gamma_text(gamma)}: suits {suits(gamma)} of {len(layers)} layers, "
+        f"{added(gamma):.2%} more multiplications"
+    )
+
+
+def _gamma_text(threshold: float | None) -> str:
+    return "no split" if threshold is None else f"gamma {threshold:g}"
+
+
+def _or_inf(value: float | None) -> float:
+    return math.inf if value is None else value
+
+
+def _suited(layer: LayerReport, tolerance_db: float) -> list[float | None]:
+    """Thresholds that hold the capacity and keep the output, the cheapest first."""
+    held = [each for each in layer.thresholds if each.overflow_calls == 0]
+    best = max(_or_inf(each.y_db) for each in held)  # without a measurement, nothing against it
+    kept = [each for each in held if _or_inf(each.y_db) >= best - tolerance_db]
+    kept.sort(key=lambda each: (each.mean, _or_inf(each.threshold)))
+    return [each.threshold for each in kept]
+
+
+def _bits(layers: Sequence[LayerReport], gain_db: float) -> tuple[int, str]:
+    configured = layers[0].config.outlier_bits
+
+    def gain(layer: LayerReport, bits: int) -> float:
+        before, after = layer.bits_db.get(configured), layer.bits_db.get(bits)
+        return 0.0 if before is None or after is None or before == math.inf else after - before
+
+    gains = {
+        bits: max(gain(layer, bits) for layer in layers)
+        for bits in sorted(layers[0].bits_db)
+        if bits > configured
+    }
+    most = max(gains.values(), default=0.0)
+    if most < gain_db:
+        return configured, f"{configured} bits: more would gain {max(most, 0):.1f} dB at most"
+    bits = next(b for b, each in gains.items() if each > most - gain_db)
+    return bits, f"{bits} bits: gain {gains[bits]:.1f} dB over {configured} in one layer"
+
+
+def _for_layer(
+    layer: LayerReport, base: Int8TileConfig, suited: list[float | None], min_db: float
+) -> tuple[Int8TileConfig | None, str]:
+    by_threshold = {each.threshold: each for each in layer.thresholds}
+    gamma = base.threshold if base.threshold in suited else suited[0]
+    y = _or_inf(by_threshold[gamma].y_db)
+    if y < min_db:
+        return None, f"float: the output has {y:.1f} dB at {_gamma_text(gamma)}, below {min_db:g}"
+    if not _core.kernel_verdict() and layer.verdict.startswith("float32"):
+        return None, f"float: {layer.verdict.partition(': ')[2]}"
+    config, why = replace(base, threshold=gamma), []
+    if gamma != base.threshold:
+        why.append(f"{_gamma_text(gamma)}: {_what_is_wrong(by_threshold, base.threshold, y)}")
+    for product, name in (("grad_input", "grad_input"), ("grad_weight", "grad_weight_split")):
+        cosine = layer.cosine[name]
+        if cosine is not None and cosine_in_db(cosine) < min_db:
+            off: dict[str, Any] = {product: False}
+            config = replace(config, **off)
+            why.append(
+                f"{product} in float: cosine {cosine:.4f} is {cosine_in_db(cosine):.1f} dB, "
+                f"below {min_db:g}"
+            )
+    return config, "; ".join(why)
+
+
+def _what_is_wrong(
+    by_threshold: dict[float | None, ThresholdResult], threshold: float | None, y_db: float
+) -> str:
+    other = by_threshold.get(threshold)
+    text = _gamma_text(threshold)
+    if other is None:
+        return f"{text} was not measured here"
+    if other.overflow_calls:
+        return f"at {text} {other.most} columns exceed the capacity"
+    return f"the output has {y_db:.1f} dB instead of {_or_inf(other.y_db):.1f} at {text}"
+
+
+def _mapping(
+    own: dict[str, Int8TileConfig | None], base: Int8TileConfig, names: Sequence[str]
+) -> dict[str, Int8TileConfig | None]:
+    """The mapping in which each layer's first match is its own config."""
+    # A name is also a pattern for names that end in it: the longer come first, and a layer that a
+    # shorter name would catch is listed too.
+    patterns = {name: glob.escape(name) for name in own}
+    caught = [n for n in names if n not in own and any(matches(n, p) for p in patterns.values())]
+    listed = {**own, **dict.fromkeys(caught, base)}
+    ordered = sorted(listed, key=lambda name: -name.count("."))
+    return {**{glob.escape(name): listed[name] for name in ordered}, "*": base}

@@ -1,0 +1,273 @@
+"""What a recording found, layer by layer, as data."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from int8tile.analysis.columns import OutlierColumn
+from int8tile.analysis.divergence import mixture_variance
+from int8tile.analysis.layer import PLAIN, SPLIT, LayerStatistics
+from int8tile.analysis.measures import cosine_in_db
+from int8tile.config import Int8TileConfig
+from int8tile.nn import Int8Linear
+from int8tile.planning import plan
+
+if TYPE_CHECKING:
+    from int8tile.analysis.recommend import Recommendation
+
+SCHEMA = 1  # of report.json
+
+
+@dataclass(frozen=True)
+class ThresholdResult:
+    """A layer's outputs at one threshold.
+
+    Args:
+        threshold: gamma; None: no split.
+        mean: outlier columns of a call, on average.
+        most: outlier columns of a call, at most.
+        overflow_calls: calls with more of them than the capacity holds.
+        y_db: signal-to-noise ratio of the output in dB.
+    """
+
+    threshold: float | None
+    mean: float
+    most: int
+    overflow_calls: int
+    y_db: float | None
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What was seen of one layer. dB are signal-to-quantisation-noise ratios against float32.
+
+    Args:
+        name: the layer's name in the model.
+        in_features: k.
+        out_features: n.
+        converted: whether it is an Int8Linear.
+        config: how it was quantised for this report.
+        calls: forward calls seen.
+        measured_calls: those that were quantised.
+        measured_gradients: gradients that were quantised.
+        nonfinite_calls: calls with an input or a gradient that was not finite, left out of dB.
+        tokens: rows of the input in a call, on average.
+        columns: the columns that ever exceeded gamma, the most frequent first.
+        mean_columns: outlier columns of a call, on average.
+        most_columns: outlier columns of a call, at most.
+        capacity: the most columns that the split holds.
+        overflow_calls: calls with more than that.
+        overflow_columns: columns beyond it, over all calls.
+        stability: 1 if each call has the same outlier columns, towards 0 if all differ.
+        mean_ratio: largest outlier over largest regular value of a call, on average.
+        largest_ratio: the same, at most.
+        outlier_energy: share of the sum of x**2 that lies in outlier columns.
+        snr_db: of x_plain, x_split, weight, gradient, y_plain and y_split.
+        cosine: of int8 and float gradients: grad_input (which no split enters),
+            grad_weight_plain and grad_weight_split.
+        thresholds: the output at each threshold, without a split first.
+        bits_db: dB of the output by the bits of an outlier value.
+        variance: both sides of the mixture-variance inequality.
+        distortion: chi-square divergence, HCR bound and the variance it bounds; of x without and
+            with the split.
+        verdict: whether int8 or float32 is expected to be faster for so many tokens; empty for a
+            layer that is not on the CPU.
+        absmax: [k] of each column over all calls; not in report.json.
+        histogram: edges and counts of |x|; not in report.json.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    converted: bool
+    config: Int8TileConfig
+    calls: int
+    measured_calls: int
+    measured_gradients: int
+    nonfinite_calls: int
+    tokens: int
+    columns: list[OutlierColumn]
+    mean_columns: float
+    most_columns: int
+    capacity: int
+    overflow_calls: int
+    overflow_columns: int
+    stability: float | None
+    mean_ratio: float | None
+    largest_ratio: float | None
+    outlier_energy: float
+    snr_db: dict[str, float | None]
+    cosine: dict[str, float | None]
+    thresholds: list[ThresholdResult]
+    bits_db: dict[int, float | None]
+    variance: dict[str, float]
+    distortion: dict[str, dict[str, float] | None]
+    verdict: str
+    absmax: npt.NDArray[np.float32] = field(repr=False)
+    histogram: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] = field(repr=False)
+
+    @property
+    def gamma(self) -> float:
+        """The threshold of this report."""
+        return self.config.threshold or 0.0
+
+    @property
+    def worst_db(self) -> float:
+        """The least of the ratios of output and gradients, the split included; inf: unknown."""
+        cosines = (self.cosine["grad_input"], self.cosine["grad_weight_split"])
+        known = [cosine_in_db(c) for c in cosines if c is not None]
+        y = self.snr_db["y_split"]
+        return min([*known, math.inf if y is None else y])
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, without the arrays; numbers that are not finite become None."""
+        values = {k: v for k, v in asdict(self).items() if k not in ("absmax", "histogram")}
+        values["bits_db"] = {str(bits): db for bits, db in self.bits_db.items()}
+        content: dict[str, Any] = finite(values)
+        return content
+
+
+@dataclass(frozen=True)
+class Report:
+    """All layers of a model.
+
+    Args:
+        layers: by name, the worst first.
+        unseen: layers that were never called.
+        skipped: why, by the name of each layer that was not watched.
+        facts: what the caller wants kept with it, such as settings and versions.
+    """
+
+    layers: Mapping[str, LayerReport]
+    unseen: list[str]
+    skipped: Mapping[str, str]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def recommendation(self) -> Recommendation:
+        """Which config to convert the model with, by the default limits."""
+        return self.recommend()
+
+    def recommend(self, **limits: float) -> Recommendation:
+        """The same by limits of your own: see `int8tile.analysis.recommend`."""
+        from int8tile.analysis.recommend import recommend
+
+        return recommend(self, **limits)
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of report.json: JSON values only."""
+        return {
+            "schema": SCHEMA,
+            "facts": finite(dict(self.facts)),
+            "recommendation": self.recommendation.to_json(),
+            "layers": {name: layer.to_json() for name, layer in self.layers.items()},
+            "unseen": self.unseen,
+            "skipped": dict(self.skipped),
+        }
+
+    def write_json(self, file: Path) -> None:
+        """Write report.json."""
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
+        file.write_text(text + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        from int8tile.analysis.table import as_text
+
+        return as_text(self)
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Replace every number that JSON cannot hold by None."""
+    if isinstance(value, Mapping):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def summarize(
+    modules: Mapping[str, nn.Linear],
+    layers: Mapping[str, LayerStatistics],
+    skipped: Mapping[str, str],
+    facts: Mapping[str, Any],
+) -> Report:
+    """Turn statistics into a report.
+
+    Args:
+        modules: the layers by name.
+        layers: their statistics.
+        skipped: why, by the name of each layer that was not watched.
+        facts: what else to keep.
+
+    Returns:
+        The report, the worst layer first.
+    """
+    seen = [_layer(name, modules[name], each) for name, each in layers.items() if each.calls]
+    seen.sort(key=lambda layer: layer.worst_db)
+    unseen = [name for name, each in layers.items() if not each.calls]
+    return Report({layer.name: layer for layer in seen}, unseen, dict(skipped), facts)
+
+
+def _layer(name: str, module: nn.Linear, seen: LayerStatistics) -> LayerReport:
+    columns = seen.columns[seen.gamma]
+    tokens = round(seen.tokens / seen.calls)
+    energies = [m.deviations + m.count * m.mean**2 for m in (seen.outlier, seen.regular)]
+    plain = ThresholdResult(None, 0.0, 0, 0, seen.snr["y_plain"].db)
+    return LayerReport(
+        name=name,
+        in_features=module.in_features,
+        out_features=module.out_features,
+        converted=isinstance(module, Int8Linear),
+        config=seen.config,
+        calls=seen.calls,
+        measured_calls=seen.measured,
+        measured_gradients=seen.measured_gradients,
+        nonfinite_calls=seen.nonfinite,
+        tokens=tokens,
+        columns=columns.columns(seen.absmax),
+        mean_columns=columns.mean,
+        most_columns=columns.most,
+        capacity=seen.capacity,
+        overflow_calls=columns.overflow_calls,
+        overflow_columns=columns.overflow_columns,
+        stability=columns.stability,
+        mean_ratio=columns.mean_ratio,
+        largest_ratio=columns.largest_ratio,
+        outlier_energy=energies[0] / sum(energies) if sum(energies) else 0.0,
+        snr_db={what: each.db for what, each in seen.snr.items()},
+        cosine={what: each.value for what, each in seen.cosine.items()},
+        thresholds=[plain, *(_threshold(seen, each) for each in seen.columns)],
+        bits_db={bits: each.db for bits, each in seen.y_by_bits.items()},
+        variance=asdict(mixture_variance(seen.regular, seen.outlier)),
+        distortion={arm: _distortion(seen, arm) for arm in (PLAIN, SPLIT)},
+        verdict=_verdict(tokens, module),
+        absmax=seen.absmax.numpy().copy(),
+        histogram=seen.histogram.bars(),
+    )
+
+
+def _verdict(tokens: int, module: nn.Linear) -> str:
+    on_cpu = module.weight.device.type == "cpu"
+    return plan(tokens, module.out_features, module.in_features).verdict if on_cpu else ""
+
+
+def _threshold(seen: LayerStatistics, threshold: float) -> ThresholdResult:
+    columns = seen.columns[threshold]
+    db = seen.y_by_threshold[threshold].db
+    return ThresholdResult(threshold, columns.mean, columns.most, columns.overflow_calls, db)
+
+
+def _distortion(seen: LayerStatistics, arm: str) -> dict[str, float] | None:
+    measures = seen.distortion.measures(arm)
+    if measures is None:
+        return None
+    return dict(zip(("chi_square", "hcr_bound", "variance"), measures, strict=True))

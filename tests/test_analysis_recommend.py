@@ -1,0 +1,190 @@
+"""The recommendation: gamma, bits and what stays float, from planted layers and made-up numbers."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import int8tile
+from helpers import randn
+from int8tile import Int8TileConfig, _core, analysis
+from int8tile.analysis import Report
+from int8tile.analysis.results import ThresholdResult
+from int8tile.config import config_for
+from int8tile.nn import Int8Linear
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """One real layer of a size that int8 is worth while for, to change numbers of."""
+    torch.manual_seed(0)
+    model = nn.Linear(256, 256)
+    with analysis.record(model, thresholds=(4.0, 8.0)) as recording:
+        model(randn(256, 256).clamp(-2, 2)).sum().backward()
+    (found,) = recording.report().layers.values()
+    return replace(found, verdict="int8 is expected to be faster than float32")
+
+
+def thresholds(*rows):
+    """(threshold, columns, over, dB) of each."""
+    return [ThresholdResult(t, mean, round(mean), over, y) for t, mean, over, y in rows]
+
+
+FLAT = thresholds((None, 0, 0, 40.0), (4.0, 9, 0, 40.2), (5.0, 3, 0, 40.1), (8.0, 0, 0, 40.0))
+OUTLIERS = thresholds((None, 0, 0, 25.0), (4.0, 9, 0, 40.2), (5.0, 3, 0, 40.1), (8.0, 1, 0, 30.0))
+
+
+def report(measured, **layers):
+    """A report of layers, each given as what differs from the measured one."""
+    usual = {"thresholds": FLAT, "bits_db": {12: 40.0, 15: 40.1}}
+    made = {
+        name.replace("_", "."): replace(measured, name=name.replace("_", "."), **usual | changes)
+        for name, changes in layers.items()
+    }
+    return Report(made, [], {})
+
+
+def test_the_fewest_columns_that_keep_the_output_decide(measured):
+    advice = report(measured, a={"thresholds": OUTLIERS}, b={"thresholds": OUTLIERS}).recommendation
+    assert advice.config == {"*": Int8TileConfig(threshold=5.0)}
+    assert advice.reasons["*"] == (
+        "gamma 5: suits 2 of 2 layers, 1.17% more multiplications; "
+        "12 bits: more would gain 0.1 dB at most"
+    )
+
+
+def test_without_outliers_the_smallest_gamma_that_costs_nothing_stays(measured):
+    assert report(measured, a={}).recommendation.config["*"].threshold == 8.0
+
+
+def test_a_layer_that_the_common_gamma_does_not_suit_gets_its_own(measured):
+    advice = report(measured, a={}, b={}, c={"thresholds": OUTLIERS}).recommendation
+    # 4 and 5 suit all three layers, so no one is left out; at 5 there are fewer columns.
+    assert advice.config == {"*": Int8TileConfig(threshold=5.0)}
+    over = [replace(each, overflow_calls=each.threshold in (4.0, 5.0)) for each in OUTLIERS]
+    advice = report(measured, a={"thresholds": over}, b={}, c={}, d={}).recommendation
+    assert advice.config == {"*": Int8TileConfig(threshold=8.0)}
+    few = thresholds((None, 0, 0, 25.0), (4.0, 9, 0, 40.0), (5.0, 3, 1, 40.0), (8.0, 1, 0, 30.0))
+    tight = [replace(e, overflow_calls=int(e.threshold == 4.0)) for e in OUTLIERS]
+    advice = report(measured, a={"thresholds": few}, b={"thresholds": tight}, c={}).recommendation
+    assert advice.config["*"].threshold == 5.0
+    assert advice.config["a"].threshold == 4.0
+    assert advice.reasons["a"] == "gamma 4: at gamma 5 3 columns exceed the capacity"
+
+
+def test_a_gamma_that_loses_the_output_is_named(measured):
+    steep = thresholds((None, 0, 0, 25.0), (4.0, 9, 0, 45.0), (5.0, 3, 0, 40.0), (8.0, 1, 0, 30.0))
+    tight = [replace(each, overflow_calls=int(each.threshold == 4.0)) for each in OUTLIERS]
+    found = report(
+        measured, a={"thresholds": steep}, b={"thresholds": tight}, c={"thresholds": tight}
+    )
+    assert found.recommendation.reasons["a"] == (
+        "gamma 4: the output has 45.0 dB instead of 40.0 at gamma 5"
+    )
+    assert found.recommend(tolerance_db=6.0).config == {"*": Int8TileConfig(threshold=5.0)}
+
+
+def test_more_bits_where_they_gain(measured):
+    gains = {"bits_db": {8: 30.0, 12: 38.0, 14: 40.0, 15: 40.2}}
+    advice = report(measured, a=gains, b={}).recommendation
+    assert advice.config["*"].outlier_bits == 14
+    assert "14 bits: gain 2.0 dB over 12 in one layer" in advice.reasons["*"]
+    assert report(measured, a=gains).recommend(bits_gain_db=3.0).config["*"].outlier_bits == 12
+
+
+def test_a_layer_below_the_limit_stays_float(measured):
+    noisy = [replace(each, y_db=12.0) for each in FLAT]
+    advice = report(measured, a={"thresholds": noisy}, b={}, c={}).recommendation
+    assert advice.config["a"] is None
+    assert advice.reasons["a"] == "float: the output has 12.0 dB at gamma 8, below 20"
+    assert report(measured, a={"thresholds": noisy}).recommend(min_db=10.0).config["*"] is not None
+
+
+def test_a_layer_too_small_for_int8_stays_float(measured):
+    small = {"verdict": "float32 is expected to be as fast or faster: too small"}
+    advice = report(measured, a=small, b={}).recommendation
+    if _core.kernel_verdict():  # no layer is faster here: not a reason against this one
+        assert "a" not in advice.config
+    else:
+        assert advice.config["a"] is None
+        assert advice.reasons["a"] == "float: too small"
+
+
+def test_the_verdict_is_the_plans():
+    assert int8tile.plan(8, 2, 64).verdict.startswith("float32")
+
+
+def test_gradients_below_the_limit_are_computed_in_float(measured):
+    cosines = {"grad_input": 0.9, "grad_weight_plain": 0.99, "grad_weight_split": 0.9999}
+    advice = report(measured, a={"cosine": cosines}, b={}, c={}).recommendation
+    assert advice.config["a"] == replace(advice.config["*"], grad_input=False)
+    assert advice.reasons["a"] == "grad_input in float: cosine 0.9000 is 6.3 dB, below 20"
+    cosines = dict.fromkeys(cosines, 0.5)
+    assert not report(measured, a={"cosine": cosines}, b={}).recommendation.config["a"].grad_weight
+
+
+def test_every_layer_gets_its_own_config_from_the_mapping(measured):
+    """A name is also a pattern, for the names that end in it."""
+    noisy = {"thresholds": [replace(each, y_db=12.0) for each in FLAT]}
+    found = report(measured, head=noisy, block_head={}, block_mlp_head={}, block_mlp=noisy, z={})
+    config = found.recommendation.config
+    assert list(config)[-1] == "*"
+    in_float = {name: config_for(name, config) is None for name in found.layers}
+    assert in_float == {
+        "head": True, "block.head": False, "block.mlp.head": False, "block.mlp": True, "z": False
+    }  # fmt: skip
+
+
+def test_names_with_pattern_characters_are_taken_literally(measured):
+    noisy = [replace(each, y_db=12.0) for each in FLAT]
+    layers = {
+        "x[1]": replace(measured, name="x[1]", thresholds=noisy),
+        "x1": replace(measured, name="x1", thresholds=FLAT),
+    }
+    config = Report(layers, [], {}).recommendation.config
+    assert config_for("x[1]", config) is None
+    assert config_for("x1", config) is not None
+
+
+def test_convert_takes_it_and_so_does_python():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 2))
+    with analysis.record(model) as recording:
+        model(randn(300, 256)).sum().backward()
+    advice = recording.report().recommendation
+    converted = int8tile.convert_(model, advice.config).converted
+    assert ("1" in converted) == (advice.config.get("1", 0) is not None)
+    other = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 2))
+    exec(advice.code(), {"int8tile": int8tile, "model": other})
+    kinds = [type(module) for module in model]
+    assert [type(module) for module in other] == kinds
+    for ours, theirs in zip(model, other, strict=True):
+        if isinstance(ours, Int8Linear):
+            assert ours.config == theirs.config
+
+
+def test_it_is_json_and_text(measured):
+    noisy = {"thresholds": [replace(each, y_db=12.0) for each in FLAT]}
+    advice = report(measured, a=noisy, b={}, c={}).recommendation
+    content = json.loads(json.dumps(advice.to_json(), allow_nan=False))
+    assert content["config"]["a"] is None
+    assert Int8TileConfig(**content["config"]["*"]) == advice.config["*"]
+    assert content["reasons"] == advice.reasons
+    assert content["text"] == str(advice)
+    assert content["text"].splitlines() == [
+        f"all others: {advice.reasons['*']}", f"a: {advice.reasons['a']}"
+    ]  # fmt: skip
+
+
+def test_layers_with_one_reason_are_told_together(measured):
+    noisy = {"thresholds": [replace(each, y_db=12.0) for each in FLAT]}
+    advice = report(measured, a=noisy, b={}, c=noisy, d={}, e={}).recommendation
+    names = [names for names, _ in advice.grouped()]
+    assert names == ["all others", "a, c"]
+
+
+def test_a_report_of_nothing_has_no_recommendation():
+    with pytest.raises(ValueError, match="must have a layer that was called; 1 were watched"):
+        _ = Report({}, ["a"], {}).recommendation
