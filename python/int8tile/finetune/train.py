@@ -23,7 +23,7 @@ from int8tile.finetune import arms, outliers
 from int8tile.finetune.checkpoints import Checkpoint
 from int8tile.finetune.conversion import summarize
 from int8tile.finetune.interruption import InterruptedRun
-from int8tile.finetune.memory import saved_bytes
+from int8tile.finetune.memory import saved_bytes, skips_parameters
 from int8tile.finetune.processes import on_cuda
 from int8tile.finetune.results import ArmResult
 from int8tile.finetune.saving import Saving, load_weights
@@ -70,12 +70,17 @@ def train_arm(
         conversion = summarize(convert_(model, config, share_inputs=True))
     stress = Stress(model, settings.stress) if settings.stress != 1 else None
     share = settings.batch_size // session.processes.count
-    kept = _saved_bytes(model, task.collate(task.train[:share]), arm)
+    batch = task.collate(task.train[:share])
+    kept = _saved_bytes(model, batch, arm)
     if start is not None:
         load_weights(model, start.folder)
     timer = StepTimer(*((start.record.seconds, start.record.starts) if start else ()))
     saving = Saving(arm, session, timer, start)
     trainer = _trainer(model, session, arm, start, [saving, timer, *callbacks])
+    if session.processes.count > 1:
+        trainer.args.ddp_find_unused_parameters = skips_parameters(
+            model, lambda: model(**batch).loss
+        )
     saving.trainer = trainer
     with session.interruption.waits():
         _train(trainer, start)

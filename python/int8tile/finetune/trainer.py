@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from int8tile.finetune.interruption import Interruption
 from int8tile.finetune.processes import Processes
+from int8tile.finetune.quiet import quiet
 from int8tile.finetune.sharding import EvalBatches, Loader, TrainBatches
 from int8tile.finetune.tasks import Task
 
@@ -85,6 +86,11 @@ class ArmTrainer(Trainer):
         loss = super().training_step(*args, **kwargs)
         self.step_loss = float(loss)
         return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model without a bar for its files."""
+        with quiet():
+            super().save_model(output_dir, _internal_call)
 
     def save_checkpoint(self) -> None:
         """Save a checkpoint now, as the Trainer does between two steps."""
