@@ -22,6 +22,9 @@ T = TypeVar("T")
 # What the collectives say when another process is gone or silent.
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|timed out|timeout", re.IGNORECASE)
 
+# What accelerate's launcher sets; on CPU accelerate itself would train whole models in silence.
+SHARDED = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+
 
 class LostProcessError(RuntimeError):
     """Another process of the run ended or did not answer in time."""
@@ -156,7 +159,7 @@ def together(settings: Settings) -> Iterator[Processes]:
         The processes.
 
     Raises:
-        UsageError: The batch cannot be shared evenly.
+        UsageError: The batch cannot be shared evenly, or the model is to be sharded.
         LostProcessError: Another process ended, or did not answer within `timeout` seconds.
     """
     names = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE")
@@ -166,6 +169,12 @@ def together(settings: Settings) -> Iterator[Processes]:
     if count == 1:
         yield Processes()
         return
+    for name in SHARDED:
+        if os.environ.get(name, "false").lower() == "true":
+            raise UsageError(
+                f"int8tile finetune: needs a launch that leaves the model whole in each process; "
+                f"got {name}=true"
+            )
     if settings.batch_size % count:
         raise UsageError(
             f"int8tile finetune: --batch-size must be a multiple of the {count} processes, which "
@@ -183,8 +192,9 @@ def together(settings: Settings) -> Iterator[Processes]:
     except RuntimeError as error:
         if not LOST.search(str(error)):
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).split("] ", 1)[-1].split(". ")[0].splitlines()[0]
         raise LostProcessError(
-            f"int8tile finetune: another process of the {count} ended, or did not answer within "
-            f"{settings.timeout:g} s ({reason})"
+            f"int8tile finetune: another of the {count} processes ended, or did not answer within "
+            f"{settings.timeout:g} s ({reason}); if a checkpoint was saved, the same command with "
+            f"--resume goes on from it"
         ) from error

@@ -76,11 +76,10 @@ def train_arm(
         load_weights(model, start.folder)
     timer = StepTimer(*((start.record.seconds, start.record.starts) if start else ()))
     saving = Saving(arm, session, timer, start)
-    trainer = _trainer(model, session, arm, start, [saving, timer, *callbacks])
+    args = _arguments(session, arm, start)
     if session.processes.count > 1:
-        trainer.args.ddp_find_unused_parameters = skips_parameters(
-            model, lambda: model(**batch).loss
-        )
+        args.ddp_find_unused_parameters = skips_parameters(model, lambda: model(**batch).loss)
+    trainer = _trainer(model, session, args, [saving, timer, *callbacks])
     saving.trainer = trainer
     with session.interruption.waits():
         _train(trainer, start)
@@ -131,8 +130,7 @@ def total_steps(settings: Settings, examples: int) -> int:
 def _trainer(
     model: PreTrainedModel,
     session: Session,
-    arm: str,
-    start: Checkpoint | None,
+    args: TrainingArguments,
     callbacks: Sequence[TrainerCallback],
 ) -> ArmTrainer:
     task = session.task
@@ -142,7 +140,7 @@ def _trainer(
         task,
         session.processes,
         session.interruption,
-        args=_arguments(session, arm, start),
+        args=args,
         eval_dataset=task.evaluation[headline],
         compute_metrics=_metrics_function(task, headline),
         callbacks=[*callbacks],
