@@ -188,6 +188,7 @@ def test_a_killed_process_ends_the_other(two):
     assert json.loads((saved / "checkpoint-3" / "int8tile.json").read_text())["record"]["step"] == 3
 
 
+@pytest.mark.slow
 def test_a_silent_process_ends_the_other_in_time(two):
     command = [SIGNALED, *options(two)]
     at = command.index("--timeout")

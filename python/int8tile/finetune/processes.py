@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shlex
@@ -185,10 +186,11 @@ def together(settings: Settings) -> Iterator[Processes]:
     os.environ.setdefault("OMP_NUM_THREADS", str(processes.threads(settings.threads)))
     backend = "cpu:gloo,cuda:nccl" if on_cuda() else "gloo"
     try:
-        distributed.init_process_group(backend, timeout=timedelta(seconds=settings.timeout))
+        if not distributed.is_initialized():  # once: a launcher's address serves one group
+            distributed.init_process_group(backend, timeout=timedelta(seconds=settings.timeout))
+            atexit.register(distributed.destroy_process_group)
         yield processes
         processes.wait()
-        distributed.destroy_process_group()
     except RuntimeError as error:
         if not LOST.search(str(error)):
             raise
