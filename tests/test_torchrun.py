@@ -206,7 +206,7 @@ def test_a_silent_process_ends_the_other_in_time(two):
 
 @pytest.mark.slow
 def test_accelerate_launches_it_too(two, one):
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     done = call("-m", "int8tile", *options(two), script=launch)
     assert done.returncode == 0, done.stderr
