@@ -91,7 +91,7 @@ def train_arm(
     loss, values = evaluated
     rows = outliers.spread(task.train, share)
     found = session.processes.from_first(
-        lambda: outliers.count(model, list(map(task.collate, rows)))
+        lambda: outliers.count(model, [_moved(task.collate(each), model) for each in rows])
     )
     if stress is not None:
         stress.remove()
@@ -206,6 +206,11 @@ def _saved_bytes(model: PreTrainedModel, batch: Mapping[str, Any], arm: str) -> 
     model.train()
     with precision:
         return saved_bytes(model, lambda: model(**batch).loss)
+
+
+def _moved(batch: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """Move a batch to the device that the Trainer has moved the model to."""
+    return {name: value.to(model.device) for name, value in batch.items()}
 
 
 def _metrics_function(task: Task, evaluated: str) -> Callable[[EvalPrediction], dict[str, float]]:
