@@ -1,5 +1,6 @@
 """Interrupts of a run: a checkpoint, a command that goes on with it, and a second interrupt."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -108,6 +109,23 @@ def test_an_interrupt_before_the_first_step_leaves_nothing(cut, monkeypatch):
 
 def interrupt_now(_):
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupt_after_training_lets_the_run_finish(cut, monkeypatch):
+    monkeypatch.setattr("int8tile.finetune.report.draw_curves", lambda *_: interrupt_now(_))
+    result = run(dataclasses.replace(cut, max_steps=1))
+    assert result.arms["int8-split"].loss > 0
+    assert names(cut.output) == ["checkpoints", "metrics.json", "model"]
+
+
+def test_an_error_leaves_nothing_half_written(cut, monkeypatch):
+    def full(_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("int8tile.finetune.checkpoints._to_disk", full)
+    with pytest.raises(OSError, match="no space left"):
+        run(cut)
+    assert not cut.output.exists()
 
 
 def test_the_handlers_are_put_back(cut, monkeypatch):

@@ -99,6 +99,8 @@ def test_a_run_of_one_process_goes_on_with_two(two, one, monkeypatch):
     done = call("-m", "int8tile", *options(two), "--resume", script=TORCHRUN)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to") == 1
+    words = "checkpoint-4; random numbers are drawn anew: 1 processes saved it"
+    assert words in done.stdout
     assert "fine-tuned in 1 arms by 2 processes" in done.stdout
     assert names(two.output) == ["curves.png", "metrics.json", "model"]
     check_agreement(two.output, one, processes=2)

@@ -91,8 +91,9 @@ def _run(
         }
         result = RunResult(arms, task.metric_names[0], task.unit, facts, settings.arguments())
         if folder is not None:
-            report.write_json(result, folder / "metrics.json")
-            report.draw_curves(result, folder / "curves.png")
+            with interruption.waits():
+                report.write_json(result, folder / "metrics.json")
+                report.draw_curves(result, folder / "curves.png")
     if processes.first:
         checkpoints.end(arms)
     console.print(report.table(result))
@@ -126,14 +127,14 @@ def _train_arms(
                 console.print(f"{arm}: finished before", highlight=False)
                 continue
             if isinstance(start, Checkpoint):
-                console.print(f"{arm}: goes on from {start.folder}", soft_wrap=True)
+                console.print(f"{arm}: {_describe_start(start, session)}", soft_wrap=True)
             if session.interruption.asked:
                 raise InterruptedRun
             arms[arm], model = train_arm(arm, session, start, [progress.callback(arm)])
             if arm != task.settings.arms[-1]:
                 session.processes.from_first(partial(session.checkpoints.finish, arm, arms[arm]))
             elif folder is not None:
-                with quiet():
+                with quiet(), session.interruption.waits():
                     model.save_pretrained(folder / "model")
                     task.tokenizer.save_pretrained(folder / "model")
             del model  # before the next one is loaded
@@ -149,11 +150,14 @@ def _resumable(session: Session) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        checkpoints = session.checkpoints
         if session.processes.first:
-            checkpoints.keep_results()
-        if checkpoints.root.exists():
+            session.checkpoints.keep_results()
+        if session.checkpoints.root.exists():
             raise InterruptedRun from None
+        raise
+    except Exception:
+        if session.processes.first:
+            session.checkpoints.discard()
         raise
 
 
@@ -184,6 +188,13 @@ def _describe(task: Task, processes: Processes) -> str:
         threads = torch.get_num_threads()
         lines.append(f"{processes.count} processes, {threads} threads each")
     return "\n".join(lines)
+
+
+def _describe_start(start: Checkpoint, session: Session) -> str:
+    """Say where an arm goes on, and whether with the random numbers that it would have drawn."""
+    saved, count = start.record.processes, session.processes.count
+    anew = "" if saved == count else f"; random numbers are drawn anew: {saved} processes saved it"
+    return f"goes on from {start.folder}{anew}"
 
 
 def _facts(task: Task) -> dict[str, Any]:
