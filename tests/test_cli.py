@@ -38,6 +38,10 @@ OPTIONS = [  # of finetune
     "--seed",
     "--max-length",
     "--threads",
+    "--save-every",
+    "--keep",
+    "--resume",
+    "--timeout",
     "--output",
 ]
 needs_demo = pytest.mark.skipif(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,8 @@ import int8tile
 from int8tile import gpus
 from int8tile.finetune import Settings, UsageError, environment, run
 from int8tile.finetune.analyze_command import analyze
+from int8tile.finetune.interruption import InterruptedRun
+from int8tile.finetune.processes import LostProcessError, is_first, resume_command
 from int8tile.finetune.settings import (
     ARM_NAMES,
     DEFAULT_ARMS,
@@ -35,10 +38,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEFAULTS = Settings()
-# The help shows the options of `finetune` in four groups.
+# The help shows the options of `finetune` in five groups.
 what_option = partial(typer.Option, rich_help_panel="What")
 arms_option = partial(typer.Option, rich_help_panel="Arms")
 training_option = partial(typer.Option, rich_help_panel="Training")
+saving_option = partial(typer.Option, rich_help_panel="Long runs")
 output_option = partial(typer.Option, rich_help_panel="Output")
 
 
@@ -67,18 +71,32 @@ def _top(
 
 @contextmanager
 def _clear_errors() -> Iterator[None]:
-    """Print what the caller or the system got wrong as one line, and set the exit code."""
+    """Print what the caller or the system got wrong as one line, and set the exit code.
+
+    Of several processes only the first one prints, unless it is the one that is lost.
+    """
     try:
         yield
     except (UsageError, NotImplementedError) as error:
-        typer.echo(f"error: {error}", err=True)
+        _complain(f"error: {error}")
         raise typer.Exit(USAGE_ERROR) from None
-    except (ImportError, OSError) as error:
+    except LostProcessError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was written", err=True)
+    except (ImportError, OSError) as error:
+        _complain(f"error: {error}")
+        raise typer.Exit(1) from None
+    except InterruptedRun:
+        _complain(f"interrupted; go on with: {resume_command(sys.argv)}")
         raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing was written")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _complain(line: str) -> None:
+    if is_first():
+        typer.echo(line, err=True)
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -197,8 +215,33 @@ def finetune(
     ] = DEFAULTS.seed,
     threads: Annotated[
         int | None,
-        training_option("--threads", help="CPU threads.", show_default="torch's choice"),
+        training_option(
+            "--threads",
+            help="CPU threads of each process.",
+            show_default="torch's choice, or a share of the cores",
+        ),
     ] = None,
+    save_every: Annotated[
+        int | None,
+        saving_option(
+            "--save-every",
+            metavar="N",
+            help="Save a checkpoint every N steps; an interrupted run saves one anyway.",
+        ),
+    ] = None,
+    keep: Annotated[
+        int, saving_option("--keep", help="Newest checkpoints kept of each arm.")
+    ] = DEFAULTS.keep,
+    resume: Annotated[
+        bool,
+        saving_option("--resume", help="Go on with the run whose checkpoints --output holds."),
+    ] = DEFAULTS.resume,
+    timeout: Annotated[
+        float,
+        saving_option(
+            "--timeout", help="Seconds to wait for another process, of several, before giving up."
+        ),
+    ] = DEFAULTS.timeout,
     output: Annotated[
         Path, output_option("--output", help="Folder for the results.")
     ] = DEFAULTS.output,
@@ -212,7 +255,9 @@ def finetune(
     (clm), and classification or regression on files with columns of your own (custom).
 
     The output folder gets metrics.json, curves.png and model/, the last arm's model as a plain
-    transformers checkpoint.
+    transformers checkpoint; while training and after an interrupt it holds checkpoints/ too.
+
+    Several processes share each batch: torchrun --nproc-per-node 2 -m int8tile finetune ...
     """
     arguments = locals()
     for name in ("arms", "text_columns", "metrics"):

@@ -24,6 +24,27 @@ def release_memory() -> None:
         trim(0)
 
 
+def skips_parameters(model: nn.Module, loss: Callable[[], torch.Tensor]) -> bool:
+    """Tell whether a step may leave some parameters without a gradient.
+
+    Args:
+        model: The model; one with experts may choose others in each step.
+        loss: Runs one forward pass and returns the loss.
+    """
+    if any("expert" in name for name, _ in model.named_modules()):
+        return True
+    with torch.random.fork_rng(devices=[]):
+        nodes = [loss().grad_fn]
+    seen, reached = set(nodes), set()
+    while nodes:
+        node = nodes.pop()
+        reached.add(id(getattr(node, "variable", None)))
+        following = {each for each, _ in node.next_functions if each is not None} if node else set()
+        nodes += following - seen
+        seen |= following
+    return any(p.requires_grad and id(p) not in reached for p in model.parameters())
+
+
 @contextmanager
 def _inside(model: nn.Module, kind: type[nn.Module] | None) -> Iterator[Callable[[], bool]]:
     """Tell whether a module of `kind` is running; always true where it is None."""

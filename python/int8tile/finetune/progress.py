@@ -113,7 +113,10 @@ class _ArmProgress(TrainerCallback):
         **kwargs: object,
     ) -> None:
         name = self._shown.metric_name
-        self._metric = f"{name} {(metrics or {}).get(f'eval_{name}', float('nan')):.3f}"
+        value = (metrics or {}).get(f"eval_{name}")
+        if value is None:  # another set, or interrupted
+            return
+        self._metric = f"{name} {value:.3f}"
         self._shown.bars.update(self._bar, status=self._loss + self._metric)
         if not self._shown.console.is_terminal:
             step = f"step {state.global_step}/{state.max_steps}"

@@ -55,6 +55,8 @@ def table(result: RunResult) -> Table:
             ]
         )
     title = f"{result.arguments['task']}: fine-tuned in {len(result.arms)} arms"
+    if (processes := result.environment.get("processes", 1)) > 1:
+        title += f" by {processes} processes"
     shown = Table(title=title, box=box.SIMPLE_HEAVY, show_edge=False, padding=(0, 1, 0, 0))
     for column, *cells in zip(columns, *rows, strict=True):
         # Headers give way in a narrow terminal: it fits 80 columns.
@@ -85,6 +87,8 @@ def notes(result: RunResult) -> list[str]:
         if each.conversion:
             conversions.setdefault(str(each.conversion), arm)
     lines = [f"{arm}: {text}" for text, arm in conversions.items()]
+    if result.environment.get("processes", 1) > 1:
+        lines.append(f"{result.unit}/s of all processes together; saved for backward in each")
     splitting = {arm: each.outliers for arm, each in result.arms.items() if each.outliers}
     if splitting:
         lines.append("outliers: columns above the threshold in one call of a layer, on average")

@@ -17,6 +17,8 @@ DEFAULT_ARMS = ("fp32", "int8", "int8-split")
 OUTLIER_BITS = range(8, 16)
 MAX_LENGTH, SQUAD_MAX_LENGTH = 128, 384  # tokens, where the settings leave it open
 MAX_QUESTION_LENGTH = 64  # tokens
+# Settings that a run may change when it goes on.
+RUN_SETTINGS = ("threads", "save_every", "keep", "resume", "timeout", "output")
 SPECIAL_TOKENS = 4  # the most that a tokenizer adds to a pair of texts
 
 
@@ -56,6 +58,11 @@ class Settings:
         null_threshold: squad_v2 predicts no answer where its score exceeds the best answer's by
             more than this.
         threads: CPU threads; None keeps torch's choice.
+        save_every: Optimizer steps from one checkpoint to the next; None saves one only when the
+            run is interrupted.
+        keep: Newest checkpoints kept of each arm.
+        resume: Go on with the run whose checkpoints are in `output`.
+        timeout: Seconds to wait for another process before the run ends.
         output: Folder for metrics.json, curves.png and the last arm's model.
 
     Raises:
@@ -85,6 +92,10 @@ class Settings:
     max_answer_length: int = 30
     null_threshold: float = 0.0
     threads: int | None = None
+    save_every: int | None = None
+    keep: int = 2
+    resume: bool = False
+    timeout: float = 600.0
     output: Path = Path("int8tile-output")
 
     def __post_init__(self) -> None:
@@ -94,12 +105,12 @@ class Settings:
         distinct = len(set(self.arms)) == len(self.arms)
         arms = f"one or more different ones of {','.join(ARM_NAMES)}"
         _require(bool(self.arms) and known and distinct, "arms", arms, ",".join(self.arms))
-        for name in ("threshold", "stress", "epochs", "lr"):
+        for name in ("threshold", "stress", "epochs", "lr", "timeout"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, "above 0 and finite", value)
         for name in (
             *("max_steps", "max_train", "max_eval", "batch_size", "threads"),
-            "max_answer_length",
+            *("max_answer_length", "save_every", "keep"),
         ):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1", value)
@@ -177,6 +188,14 @@ class Settings:
         """
         values = asdict(self) | {"max_length": self.tokens}
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """Give the settings that decide what is computed, as JSON values.
+
+        Returns:
+            All but where to write, what to save and how many threads to use.
+        """
+        return {n: v for n, v in self.arguments().items() if n not in RUN_SETTINGS}
 
 
 def _require(holds: bool, name: str, wanted: str, got: object) -> None:

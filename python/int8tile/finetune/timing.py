@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from transformers import TrainerCallback
 
@@ -13,11 +14,16 @@ class StepTimer(TrainerCallback):
     """Records the wall time of each training step.
 
     A step lasts from the end of the one before to its own end, so that fetching its batch
-    counts; an evaluation between the two does not.
+    counts; an evaluation or a checkpoint between the two does not.
+
+    Args:
+        seconds: The steps that a run made before it was cut.
+        starts: The steps at which it began or went on.
     """
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
+    def __init__(self, seconds: Sequence[float] = (), starts: Sequence[int] = ()) -> None:
+        self.seconds = list(seconds)
+        self.starts = [*starts, len(self.seconds)]
         self._mark = 0.0
 
     def on_train_begin(self, *args: object, **kwargs: object) -> None:
@@ -34,8 +40,12 @@ class StepTimer(TrainerCallback):
         """Start the next step after an evaluation."""
         self._mark = time.perf_counter()
 
+    def on_save(self, *args: object, **kwargs: object) -> None:
+        """Start the next step after a checkpoint."""
+        self._mark = time.perf_counter()
+
     def examples_per_second(self, examples: int, batch_size: int) -> float:
-        """Compute the speed over all steps but the first few.
+        """Compute the speed over all steps but the first few after each start.
 
         Args:
             examples: Training examples in one epoch, whose last batch may be smaller.
@@ -49,5 +59,9 @@ class StepTimer(TrainerCallback):
             min(batch_size, examples - step % per_epoch * batch_size)
             for step in range(len(self.seconds))
         ]
-        first = min(WARMUP_STEPS, len(sizes) - 1)
-        return sum(sizes[first:]) / sum(self.seconds[first:])
+        warm = [
+            step
+            for step in range(len(sizes))
+            if step - max(start for start in self.starts if start <= step) >= WARMUP_STEPS
+        ] or [len(sizes) - 1]
+        return sum(sizes[step] for step in warm) / sum(self.seconds[step] for step in warm)

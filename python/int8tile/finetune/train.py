@@ -7,25 +7,32 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
-    Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from int8tile.finetune import arms, outliers
+from int8tile.finetune.checkpoints import Checkpoint
 from int8tile.finetune.conversion import summarize
-from int8tile.finetune.memory import saved_bytes
+from int8tile.finetune.interruption import InterruptedRun
+from int8tile.finetune.memory import saved_bytes, skips_parameters
+from int8tile.finetune.processes import on_cuda
 from int8tile.finetune.results import ArmResult
+from int8tile.finetune.saving import Saving, load_weights
+from int8tile.finetune.session import Session
 from int8tile.finetune.settings import Settings
 from int8tile.finetune.stress import Stress
 from int8tile.finetune.tasks import Task
 from int8tile.finetune.timing import StepTimer
+from int8tile.finetune.trainer import ArmTrainer
 from int8tile.nn import convert_, revert_
 
 EVALUATIONS = 5  # points of the evaluation curve
@@ -34,19 +41,27 @@ LOSS_POINTS = 25  # points of the training curve
 
 
 def train_arm(
-    arm: str, task: Task, scratch: str, callbacks: Sequence[TrainerCallback] = ()
+    arm: str,
+    session: Session,
+    start: Checkpoint | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[ArmResult, PreTrainedModel]:
     """Fine-tune a fresh copy of the model in one arm and evaluate it.
 
     Args:
         arm: One of `settings.ARM_NAMES`.
-        task: The data, the model and the metrics, which all arms share.
-        scratch: A folder that the Trainer may call its own; nothing is written to it.
+        session: What all arms share.
+        start: The checkpoint to go on from.
         callbacks: More callbacks for the Trainer.
 
     Returns:
         What was measured, and the trained model with ordinary linear layers.
+
+    Raises:
+        InterruptedRun: The run was interrupted; a checkpoint was saved.
+        UsageError: The checkpoint is of another architecture.
     """
+    task = session.task
     settings = task.settings
     model = task.load_model()
     config = arms.config(arm, settings)
@@ -54,13 +69,30 @@ def train_arm(
     if config is not None:
         conversion = summarize(convert_(model, config, share_inputs=True))
     stress = Stress(model, settings.stress) if settings.stress != 1 else None
-    kept = _saved_bytes(model, task.collate(task.train[: settings.batch_size]), arm)
-    timer = StepTimer()
-    trainer = _trainer(model, task, arm, scratch, [timer, *callbacks])
-    trainer.train()
-    loss, values = _evaluate(trainer, task)
-    rows = outliers.spread(task.train, settings.batch_size)
-    found = outliers.count(model, list(map(task.collate, rows)))
+    share = settings.batch_size // session.processes.count
+    batch = task.collate(task.train[:share])
+    kept = _saved_bytes(model, batch, arm)
+    if start is not None:
+        load_weights(model, start.folder)
+    timer = StepTimer(*((start.record.seconds, start.record.starts) if start else ()))
+    saving = Saving(arm, session, timer, start)
+    args = _arguments(session, arm, start)
+    if session.processes.count > 1:
+        args.ddp_find_unused_parameters = skips_parameters(model, lambda: model(**batch).loss)
+    trainer = _trainer(model, session, args, [saving, timer, *callbacks])
+    saving.trainer = trainer
+    with session.interruption.waits():
+        _train(trainer, start)
+        evaluated = None if session.interruption.asked else _evaluate(trainer, task)
+        if session.interruption.asked:
+            saving.save()
+            raise InterruptedRun
+    assert evaluated is not None
+    loss, values = evaluated
+    rows = outliers.spread(task.train, share)
+    found = session.processes.from_first(
+        lambda: outliers.count(model, [_moved(task.collate(each), model) for each in rows])
+    )
     if stress is not None:
         stress.remove()
     if config is not None:
@@ -73,7 +105,7 @@ def train_arm(
         train_seconds=sum(timer.seconds),
         examples_per_second=timer.examples_per_second(len(task.train), settings.batch_size),
         saved_bytes=kept,
-        train_curve=_curve(trainer, "loss"),
+        train_curve=_loss_curve(saving.losses, int(trainer.args.logging_steps)),
         eval_curve=_curve(trainer, f"eval_{headline}"),
         conversion=conversion,
         outliers=found,
@@ -97,33 +129,43 @@ def total_steps(settings: Settings, examples: int) -> int:
 
 def _trainer(
     model: PreTrainedModel,
-    task: Task,
-    arm: str,
-    scratch: str,
+    session: Session,
+    args: TrainingArguments,
     callbacks: Sequence[TrainerCallback],
-) -> Trainer:
+) -> ArmTrainer:
+    task = session.task
     headline = next(iter(task.evaluation))
-    trainer = Trainer(
-        model=model,
-        args=_arguments(task, arm, scratch),
-        data_collator=task.collate,
-        train_dataset=task.train,
+    return ArmTrainer(
+        model,
+        task,
+        session.processes,
+        session.interruption,
+        args=args,
         eval_dataset=task.evaluation[headline],
         compute_metrics=_metrics_function(task, headline),
-        preprocess_logits_for_metrics=task.reduce_outputs,
         callbacks=[*callbacks],
     )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
 
 
-def _arguments(task: Task, arm: str, scratch: str) -> TrainingArguments:
+def _train(trainer: ArmTrainer, start: Checkpoint | None) -> None:
+    """Train the steps that are left."""
+    if start is None:
+        trainer.train()
+    elif start.record.step < trainer.args.max_steps:
+        trainer.train(resume_from_checkpoint=str(start.folder))
+    else:  # the Trainer would train one step more
+        trainer.state = TrainerState.load_from_json(str(start.folder / TRAINER_STATE_NAME))
+
+
+def _arguments(session: Session, arm: str, start: Checkpoint | None) -> TrainingArguments:
+    task = session.task
     settings = task.settings
     steps = total_steps(settings, len(task.train))
+    eval_steps = max(MIN_EVAL_STEPS, math.ceil(steps / EVALUATIONS))
     return TrainingArguments(
-        output_dir=scratch,
+        output_dir=str(session.checkpoints.partial),
         max_steps=steps,
-        per_device_train_batch_size=settings.batch_size,
+        per_device_train_batch_size=settings.batch_size,  # of all processes, see ArmTrainer
         per_device_eval_batch_size=task.eval_batch_size,
         learning_rate=settings.lr,
         warmup_steps=0.1,  # a share of the steps
@@ -131,16 +173,29 @@ def _arguments(task: Task, arm: str, scratch: str) -> TrainingArguments:
         seed=settings.seed,
         data_seed=settings.seed,
         eval_strategy="steps",
-        eval_steps=max(MIN_EVAL_STEPS, math.ceil(steps / EVALUATIONS)),
+        eval_steps=eval_steps,
+        eval_on_start=start is not None and _owes_evaluation(start, eval_steps),
         logging_steps=math.ceil(steps / LOSS_POINTS),
         logging_nan_inf_filter=False,
-        save_strategy="no",
+        save_strategy="no",  # `Saving` asks for checkpoints
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=not on_cuda(),
+        ddp_backend="gloo" if session.processes.count > 1 and not on_cuda() else None,
         bf16=arm == "bf16",
         dataloader_pin_memory=False,
     )
+
+
+def _owes_evaluation(start: Checkpoint, eval_steps: int) -> bool:
+    """Tell whether the run was interrupted before it evaluated a checkpoint's model."""
+    step = start.record.step
+    state = TrainerState.load_from_json(str(start.folder / TRAINER_STATE_NAME))
+    return step % eval_steps == 0 and not any(_is_evaluation(e, step) for e in state.log_history)
+
+
+def _is_evaluation(entry: Mapping[str, Any], step: int) -> bool:
+    return "eval_loss" in entry and entry["step"] == step
 
 
 def _saved_bytes(model: PreTrainedModel, batch: Mapping[str, Any], arm: str) -> int:
@@ -153,6 +208,11 @@ def _saved_bytes(model: PreTrainedModel, batch: Mapping[str, Any], arm: str) -> 
         return saved_bytes(model, lambda: model(**batch).loss)
 
 
+def _moved(batch: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    """Move a batch to the device that the Trainer has moved the model to."""
+    return {name: value.to(model.device) for name, value in batch.items()}
+
+
 def _metrics_function(task: Task, evaluated: str) -> Callable[[EvalPrediction], dict[str, float]]:
     def compute(output: EvalPrediction) -> dict[str, float]:
         return task.score(evaluated, output.predictions, output.label_ids)
@@ -160,25 +220,35 @@ def _metrics_function(task: Task, evaluated: str) -> Callable[[EvalPrediction], 
     return compute
 
 
-def _evaluate(trainer: Trainer, task: Task) -> tuple[float, dict[str, float]]:
-    """Give the loss of the first evaluation set, and the metrics of all."""
+def _evaluate(trainer: ArmTrainer, task: Task) -> tuple[float, dict[str, float]] | None:
+    """Give the loss of the first evaluation set, and the metrics of all; None if interrupted."""
     final = _final_evaluation(trainer)
+    if "eval_loss" not in final:
+        return None
     values = {name: float(final[f"eval_{name}"]) for name in task.metric_names}
     for other in list(task.evaluation)[1:]:
         rows = cast("Dataset[Any]", task.evaluation[other])  # a list is one
         trainer.compute_metrics = _metrics_function(task, other)
         more = trainer.evaluate(rows, metric_key_prefix=other)
+        if f"{other}_loss" not in more:
+            return None
         values |= {f"{name}_{other}": float(more[f"{other}_{name}"]) for name in task.metric_names}
     return float(final["eval_loss"]), values
 
 
-def _final_evaluation(trainer: Trainer) -> Mapping[str, Any]:
+def _final_evaluation(trainer: ArmTrainer) -> Mapping[str, Any]:
     """Give the evaluation after the last step, which the schedule may have made already."""
     for entry in reversed(trainer.state.log_history):
-        if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
+        if _is_evaluation(entry, trainer.state.global_step):
             return entry
     return trainer.evaluate()
 
 
-def _curve(trainer: Trainer, key: str) -> list[tuple[int, float]]:
+def _loss_curve(losses: Sequence[float], every: int) -> list[tuple[int, float]]:
+    """Average the losses of the steps over the same stretches however the run was cut."""
+    stops = range(every, len(losses) + 1, every)
+    return [(stop, float(np.mean(losses[stop - every : stop]))) for stop in stops]
+
+
+def _curve(trainer: ArmTrainer, key: str) -> list[tuple[int, float]]:
     return [(int(e["step"]), float(e[key])) for e in trainer.state.log_history if key in e]

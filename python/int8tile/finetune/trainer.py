@@ -1,0 +1,147 @@
+"""The Hugging Face Trainer, made exact for any number of processes and for runs cut in two."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from functools import reduce
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import nested_concat, nested_numpify
+from transformers.trainer_utils import EvalLoopOutput
+
+from int8tile.finetune.interruption import Interruption
+from int8tile.finetune.processes import Processes
+from int8tile.finetune.quiet import quiet
+from int8tile.finetune.sharding import EvalBatches, Loader, TrainBatches
+from int8tile.finetune.tasks import Task
+
+PADDING = -100  # of outputs whose batches differ in length
+
+
+class ArmTrainer(Trainer):
+    """Trains on the batches that one process would, and evaluates each example once.
+
+    Args:
+        model: The model.
+        task: The data and the metrics.
+        processes: The run's processes.
+        interruption: Ends an evaluation early, which then gives no loss and no metrics.
+        **options: More arguments of the Trainer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        task: Task,
+        processes: Processes,
+        interruption: Interruption,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        settings = task.settings
+        self._processes = processes
+        self._interruption = interruption
+        self._collate = task.collate
+        self._reduce_outputs = task.reduce_outputs
+        self._batches = TrainBatches(len(task.train), settings.batch_size, settings.seed, processes)
+        self.step_loss = 0.0
+        super().__init__(
+            model=model,
+            data_collator=task.collate,
+            train_dataset=cast("Dataset[Any]", task.train),  # a list is one
+            **options,
+        )
+        self.model_accepts_loss_kwargs = False  # the loss is the mean over a process's examples
+        self.remove_callback(PrinterCallback)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Give this process's share of each batch."""
+        return Loader(self.train_dataset, self._batches, self._collate)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:  # noqa: ANN401
+        """Give this process's share of the evaluation batches."""
+        rows = cast("Sized", self.eval_dataset if eval_dataset is None else eval_dataset)
+        batches = EvalBatches(len(rows), self.args.per_device_eval_batch_size, self._processes)
+        return Loader(rows, batches, self._collate)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401
+        """Compute the mean loss, weighted in training by this process's share of the batch."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if model.training and self._processes.count > 1:
+            loss = loss * self._batches.weight(self.state.global_step)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+        """Train on this process's share of a batch, and remember its loss."""
+        loss = super().training_step(*args, **kwargs)
+        self.step_loss = float(loss)
+        return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model without a bar for its files."""
+        with quiet():
+            super().save_model(output_dir, _internal_call)
+
+    def save_checkpoint(self) -> None:
+        """Save a checkpoint now, as the Trainer does between two steps."""
+        self._save_checkpoint(self.model_wrapped, trial=None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate, each process some of the batches, and the first one the metrics.
+
+        The random state stays as it was, so that it is the same with and without evaluation.
+        """
+        batches = cast("EvalBatches", dataloader.batch_sampler)
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            found = self._predict(dataloader)
+        metrics: dict[str, float] = {}
+        if found is not None:
+            parts = self._processes.gather(found)
+            metrics = self._processes.from_first(
+                lambda: self._score(batches, batches.in_order(parts or []), metric_key_prefix)
+            )
+        return EvalLoopOutput(None, None, metrics, len(dataloader.dataset))  # type: ignore[arg-type]
+
+    def _predict(self, dataloader: DataLoader[Any]) -> list[Any] | None:
+        """Give loss, outputs and labels of each batch; None after an interrupt."""
+        assert self.model is not None
+        self.model.eval()
+        found = []
+        for inputs in dataloader:
+            if self._interruption.asked:
+                return None
+            loss, outputs, labels = cast("Any", self.prediction_step(self.model, inputs, False))
+            outputs = self._reduce_outputs(outputs, labels)
+            found.append((float(loss), nested_numpify(outputs), nested_numpify(labels)))
+        return found
+
+    def _score(self, batches: EvalBatches, found: list[Any], prefix: str) -> dict[str, float]:
+        losses, outputs, labels = zip(*found, strict=True)
+        sizes = [len(batch) for batch in batches.batches]
+        whole = EvalPrediction(*(reduce(_join, each) for each in (outputs, labels)))
+        assert self.compute_metrics is not None
+        values = self.compute_metrics(whole) | {"loss": float(np.average(losses, weights=sizes))}
+        return {f"{prefix}_{name}": value for name, value in values.items()}
+
+
+def _join(one: Any, other: Any) -> Any:  # noqa: ANN401
+    return nested_concat(one, other, padding_index=PADDING)
