@@ -53,11 +53,12 @@ def run(settings: Settings, console: Console | None = None) -> RunResult:
 
     from int8tile.finetune.interruption import Interruption
     from int8tile.finetune.processes import together
+    from int8tile.finetune.threads import using_threads
 
     console = console or Console(quiet=True)
     with together(settings) as processes:
         interruption = Interruption(processes)
-        with interruption.handled(), _threads(processes.threads(settings.threads)):
+        with interruption.handled(), using_threads(processes.threads(settings.threads)):
             shown = console if processes.first else Console(quiet=True)
             return _run(settings, processes, interruption, shown)
 
@@ -205,14 +206,3 @@ def _facts(task: Task) -> dict[str, Any]:
         "eval_examples": {name: len(rows) for name, rows in task.evaluation.items()},
         **task.facts,
     }
-
-
-@contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    """Set torch's number of threads, and set it back."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

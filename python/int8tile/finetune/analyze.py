@@ -44,6 +44,7 @@ def analyze(settings: Settings, every: int = 1, console: Console | None = None) 
     from int8tile.finetune.checkpoint import PACKAGED_MODEL
     from int8tile.finetune.output import check_writable, staging
     from int8tile.finetune.stress import Stress
+    from int8tile.finetune.threads import using_threads
 
     finetune.check_demo_extra(settings)
     console = console or Console(quiet=True)
@@ -51,7 +52,8 @@ def analyze(settings: Settings, every: int = 1, console: Console | None = None) 
     if every < 1:
         raise UsageError(f"int8tile analyze: --every must be at least 1; got {every}")
     config = Int8TileConfig(threshold=settings.threshold, outlier_bits=settings.outlier_bits)
-    with finetune._threads(settings.threads), staging(settings.output) as folder:
+    threads = settings.threads or torch.get_num_threads()
+    with using_threads(threads), staging(settings.output) as folder:
         with console.status("reading the data and the model"):
             model, batches, steps = _load(settings)
         order = [name for name, _ in model.named_modules()]
