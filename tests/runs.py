@@ -45,7 +45,13 @@ def settings(folder, output, **changes):
     return Settings(
         **{
             **{"model": str(folder / "bert"), "task": "sst2", "data": folder / "sst2"},
-            **{"arms": ("int8-split",), "batch_size": 8, "epochs": 6.0, "threads": 1},
+            **{
+                "arms": ("int8-split",),
+                "batch_size": 8,
+                "epochs": 6.0,
+                "threads": 1,
+                "timeout": 60.0,
+            },
             **changes,
             "output": folder / output,
         }
@@ -83,11 +89,19 @@ def environment(**more):
 
 
 def call(*arguments, script=("-m", "int8tile"), **more):
-    """Run a command to its end."""
-    return subprocess.run(
+    """Run a command to its end, or to that of all its processes after a minute and a half."""
+    with subprocess.Popen(
         [sys.executable, *script, *arguments],
-        env=environment(**more), capture_output=True, text=True, check=False, timeout=100,
-    )  # fmt: skip
+        env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            out, errors = process.communicate(timeout=90)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # a launcher's workers hold the pipes too
+            out, errors = process.communicate()
+            raise AssertionError(f"no end after 90 s:\n{out}\n{errors}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)
 
 
 def start_two(*arguments, **more):

@@ -1,5 +1,6 @@
 """Runs `int8tile`, sending this process a signal in one training step: SIGNAL=name:rank:step."""
 
+import faulthandler
 import os
 import signal
 
@@ -19,4 +20,5 @@ def training_step(self, *args, **kwargs):
 
 ArmTrainer.training_step = training_step
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(50)  # says where a run hangs
     main()
