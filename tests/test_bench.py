@@ -41,6 +41,15 @@ def by(content, key):
     return {result[key]: result for result in content["results"]}
 
 
+def test_stages_smoke(tmp_path):
+    content, table = smoke("bench_stages.py", tmp_path)
+    results = by(content, "stage")
+    assert results["forward, split"]["share_of_forward"] == 1
+    assert results["multiply"]["gops"] > 0
+    assert all(result["gb_per_s"] > 0 for result in results.values())
+    assert all(stage in table for stage in results)
+
+
 def test_gemm_smoke(tmp_path):
     content, table = smoke("bench_gemm.py", tmp_path)
     results = by(content, "candidate")
