@@ -17,9 +17,8 @@ from unittest import mock
 import pytest
 import torch
 
-from int8tile import _core
 from int8tile.nn import frozen
-from int8tile.ops import cuda, schema
+from int8tile.ops import checks, cuda, schema
 
 ROOT = Path(__file__).resolve().parents[1]
 POISON = 0xA5
@@ -71,8 +70,8 @@ def _run(*command):
 
 
 def _layouts_of_cuda():
-    """What the schema makes dependent on the device, as it is for a tensor on CUDA."""
-    device, block_bytes, panel_shape = torch.device("cuda"), schema.block_bytes, schema.panel_shape
+    """What the checks make dependent on the device, as it is for a tensor on CUDA."""
+    device, block_bytes, panel_shape = torch.device("cuda"), checks.block_bytes, checks.panel_shape
     return {
         "block_bytes": lambda m, k, capacity, _: block_bytes(m, k, capacity, device),
         "panel_shape": lambda rows, depth, _: panel_shape(rows, depth, device),
@@ -91,7 +90,7 @@ class Emulated:
         def call(*arguments, **options):
             bound = inspect.signature(check).bind(*arguments, **options)
             bound.apply_defaults()
-            with mock.patch.multiple(schema, **self._layouts):
+            with mock.patch.multiple(checks, **self._layouts):
                 return run(*bound.args)
 
         return call
@@ -120,13 +119,6 @@ def _moved(value, device):
     return whole.to(device).as_strided(value.shape, value.stride(), value.storage_offset())
 
 
-def no_gpu():
-    """Why the ops cannot run on a GPU here; None where they can."""
-    if not _core.cuda_compiled:
-        return "this build has no CUDA backend"
-    return None if torch.cuda.is_available() else "no CUDA device"
-
-
 @pytest.fixture(scope="session")
 def emulated_core(tmp_path_factory):
     if why := missing():
@@ -151,7 +143,7 @@ def emulated_ops(emulated_core, monkeypatch):
 def emulated_layers(emulated_ops, monkeypatch):
     """Int8Linear on the emulated kernels, as if its tensors were on CUDA."""
     for name, layout in _layouts_of_cuda().items():
-        monkeypatch.setattr(schema, name, layout)
+        monkeypatch.setattr(checks, name, layout)
     monkeypatch.setattr(torch.ops, "int8tile", emulated_ops)
     monkeypatch.setattr(frozen, "device_type", lambda weight: "cuda")
     monkeypatch.setattr(cuda, "is_capturing", lambda: False)
@@ -162,6 +154,4 @@ def ops(request):
     """The CUDA kernels: emulated, and on a GPU where there is one."""
     if request.param == "emulated":
         return request.getfixturevalue("emulated_ops")
-    if why := no_gpu():
-        pytest.skip(why)
     return OnGpu()

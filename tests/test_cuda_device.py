@@ -20,7 +20,7 @@ from helpers import (
 )
 from int8tile import Int8TileConfig, _core
 from int8tile.nn import Int8Linear
-from int8tile.ops import schema
+from int8tile.ops import checks
 
 pytestmark = pytest.mark.cuda
 ops = torch.ops.int8tile
@@ -244,7 +244,7 @@ def test_only_the_results_stay_and_the_peak_is_the_workspace(dtype):
     x, w, bias, g = (t.detach() for t in tensors(m, n=n, k=k, dtype=dtype, device=GPU))
     _, *saved = ops.linear_forward(x, w, bias)
     capacity = len(saved[3])
-    forward = schema.block_bytes(m, k, capacity, GPU) + 4 * n  # and the bias in float32
+    forward = checks.block_bytes(m, k, capacity, GPU) + 4 * n  # and the bias in float32
     forward += _core.cuda_quantize_workspace(m, k)
     forward += _core.cuda_multiply_workspace(m, n, k, capacity, False)
     backward = _core.cuda_grad_input_workspace(m, n, k, False)

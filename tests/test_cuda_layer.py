@@ -5,11 +5,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from emulated import no_gpu
 from helpers import PAPER, Attention, activations, expected_linear, randn, same
 from int8tile import Int8TileConfig, convert_
 from int8tile.nn import Int8Linear
-from int8tile.ops import schema
+from int8tile.ops import checks
 
 HALVES = pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 SCALES = pytest.mark.parametrize("scales", [{}, PAPER], ids=["row", "paper"])
@@ -98,7 +97,7 @@ def test_a_loss_scaler_skips_the_step_of_a_non_finite_input(bad):
 @HALVES
 def test_autocast_for_cuda_gives_its_dtype(monkeypatch, half):
     """On fake tensors: the shape and dtype that a GPU would give."""
-    monkeypatch.setattr(schema, "DEVICES", ("cpu", "cuda"))
+    monkeypatch.setattr(checks, "DEVICES", ("cpu", "cuda"))
     enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", half)
@@ -112,10 +111,9 @@ def test_autocast_for_cuda_gives_its_dtype(monkeypatch, half):
     assert (y.dtype, y.device.type, y.shape) == (half, "cuda", (2, 3, 48))
 
 
+@pytest.mark.cuda
 @HALVES
 def test_a_gpu_trains_under_autocast_with_a_loss_scaler(half):
-    if why := no_gpu():
-        pytest.skip(why)
     layer = nn.Sequential(Int8Linear(64, 48), nn.Tanh(), Int8Linear(48, 8)).cuda()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cuda", enabled=half == torch.float16)

@@ -9,7 +9,7 @@ import int8tile
 from helpers import randn
 from int8tile import Int8TileConfig
 from int8tile.nn import Int8Linear
-from int8tile.ops import schema
+from int8tile.ops import checks
 from refusals import ROUNDING, SCALE_OPTIONS, SPLIT_OPTIONS, TYPE_ERRORS, VALUE_ERRORS, i64, z
 
 ops = torch.ops.int8tile
@@ -91,7 +91,7 @@ def test_linear_refuses_a_rounding_it_does_not_know():
 
 
 def test_linear_refuses_a_device_without_kernels():
-    message = f"int8tile::linear: this build runs on {schema.DEVICES_TEXT}; got a tensor on meta"
+    message = f"int8tile::linear: this build runs on {checks.DEVICES_TEXT}; got a tensor on meta"
     x, w = z(2, 4).to("meta"), z(3, 4).to("meta")
     refuses(NotImplementedError, message, ops.linear, x, w)
     refuses(NotImplementedError, message, Int8Linear(4, 3, device="meta"), x)

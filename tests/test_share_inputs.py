@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import int8tile
 from int8tile import Int8TileConfig, _core
-from int8tile.ops import schema
+from int8tile.ops import checks
 
 
 class Attention(nn.Module):
@@ -159,7 +159,7 @@ def test_converting_again_and_reverting_undo_it(models):
 
 @pytest.mark.parametrize(("m", "k", "capacity"), [(0, 5, 0), (1, 1, 1), (33, 97, 32), (7, 800, 50)])
 def test_the_schema_knows_the_size_of_a_quantised_input(m, k, capacity):
-    size = schema.block_bytes(m, k, capacity, torch.device("cpu"))
+    size = checks.block_bytes(m, k, capacity, torch.device("cpu"))
     assert size == _core.quantized_input_bytes(m, k, capacity)
 
 

@@ -18,6 +18,18 @@ from int8tile import gpus
 from int8tile.finetune import Settings, UsageError, environment, run
 from int8tile.finetune.analyze_command import analyze
 from int8tile.finetune.interruption import InterruptedRun
+from int8tile.finetune.options import (
+    STRESS_HELP,
+    BatchSizeOption,
+    LabelColumnOption,
+    ModelOption,
+    SeedOption,
+    TaskOption,
+    TextColumnsOption,
+    output_option,
+    training_option,
+    what_option,
+)
 from int8tile.finetune.processes import LostProcessError, is_first, resume_command
 from int8tile.finetune.settings import (
     ARM_NAMES,
@@ -25,7 +37,6 @@ from int8tile.finetune.settings import (
     MAX_LENGTH,
     METRIC_NAMES,
     SQUAD_MAX_LENGTH,
-    TASK_NAMES,
 )
 
 USAGE_ERROR, INTERRUPTED = 2, 130  # exit codes
@@ -39,11 +50,8 @@ app = typer.Typer(
 )
 DEFAULTS = Settings()
 # The help shows the options of `finetune` in five groups.
-what_option = partial(typer.Option, rich_help_panel="What")
 arms_option = partial(typer.Option, rich_help_panel="Arms")
-training_option = partial(typer.Option, rich_help_panel="Training")
 saving_option = partial(typer.Option, rich_help_panel="Long runs")
-output_option = partial(typer.Option, rich_help_panel="Output")
 
 
 def main() -> None:
@@ -106,13 +114,8 @@ def _split(text: str) -> tuple[str, ...]:
 
 @app.command()
 def finetune(
-    model: Annotated[
-        str | None,
-        what_option("--model", help="Hub id or directory.", show_default="packaged MiniLM"),
-    ] = None,
-    task: Annotated[
-        str, what_option("--task", help=f"One of {', '.join(TASK_NAMES)}.")
-    ] = DEFAULTS.task,
+    model: ModelOption = None,
+    task: TaskOption = DEFAULTS.task,
     data: Annotated[
         Path | None,
         what_option(
@@ -122,16 +125,8 @@ def finetune(
             show_default="the hub for GLUE and SQuAD",
         ),
     ] = None,
-    text_columns: Annotated[
-        str | None,
-        what_option(
-            "--text-columns", metavar="A[,B]", help="Texts of a custom task.", show_default="text"
-        ),
-    ] = None,
-    label_column: Annotated[
-        str | None,
-        what_option("--label-column", help="Labels of a custom task.", show_default="label"),
-    ] = None,
+    text_columns: TextColumnsOption = None,
+    label_column: LabelColumnOption = None,
     regression: Annotated[
         bool,
         what_option(
@@ -196,8 +191,7 @@ def finetune(
         arms_option(
             "--stress",
             metavar="K",
-            help="Multiply 4 input features of each linear by K and divide its weight's columns "
-            "by K: the same function, with the outliers of a larger model. 1 leaves it out.",
+            help=STRESS_HELP,
         ),
     ] = DEFAULTS.stress,
     epochs: Annotated[
@@ -206,13 +200,9 @@ def finetune(
     max_steps: Annotated[
         int | None, training_option("--max-steps", help="Most optimizer steps.")
     ] = None,
-    batch_size: Annotated[
-        int, training_option("--batch-size", help="Examples per step.")
-    ] = DEFAULTS.batch_size,
+    batch_size: BatchSizeOption = DEFAULTS.batch_size,
     lr: Annotated[float, training_option("--lr", help="Peak learning rate.")] = DEFAULTS.lr,
-    seed: Annotated[
-        int, training_option("--seed", help="Of classifier, data order and dropout.")
-    ] = DEFAULTS.seed,
+    seed: SeedOption = DEFAULTS.seed,
     threads: Annotated[
         int | None,
         training_option(

@@ -13,7 +13,7 @@ from int8tile.analysis.divergence import Moments
 from int8tile.analysis.measures import Cosine, SignalToNoise
 from int8tile.analysis.options import Options
 from int8tile.config import Int8TileConfig
-from int8tile.ops.schema import resolve_capacity
+from int8tile.ops.checks import resolve_capacity
 
 DEFAULT_GAMMA = Int8TileConfig().threshold or 0.0
 PLAIN, SPLIT = "plain", "split"

@@ -15,7 +15,7 @@ from int8tile.analysis.layer import LayerStatistics
 from int8tile.analysis.options import BITS, THRESHOLDS, Options
 from int8tile.analysis.results import Report, summarize
 from int8tile.config import Int8TileConfig
-from int8tile.ops.schema import DTYPE_CODES
+from int8tile.ops.checks import DTYPE_CODES
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,13 +12,22 @@ import typer
 from rich.console import Console
 
 from int8tile.finetune.analyze import analyze as run
-from int8tile.finetune.settings import TASK_NAMES, Settings, UsageError
+from int8tile.finetune.options import (
+    STRESS_HELP,
+    BatchSizeOption,
+    LabelColumnOption,
+    ModelOption,
+    SeedOption,
+    TaskOption,
+    TextColumnsOption,
+    output_option,
+    training_option,
+    what_option,
+)
+from int8tile.finetune.settings import Settings, UsageError
 
 DEFAULTS = Settings(max_steps=10, output=Path("int8tile-analysis"))
-what_option = partial(typer.Option, rich_help_panel="What")
 measure_option = partial(typer.Option, rich_help_panel="Measuring")
-training_option = partial(typer.Option, rich_help_panel="Training")
-output_option = partial(typer.Option, rich_help_panel="Output")
 # The settings are those of `finetune`; here some of them have other names.
 RENAMED = {
     "int8tile finetune:": "int8tile analyze:",
@@ -40,27 +49,14 @@ def _own_names() -> Iterator[None]:
 
 
 def analyze(
-    model: Annotated[
-        str | None,
-        what_option("--model", help="Hub id or directory.", show_default="packaged MiniLM"),
-    ] = None,
-    task: Annotated[
-        str, what_option("--task", help=f"One of {', '.join(TASK_NAMES)}.")
-    ] = DEFAULTS.task,
+    model: ModelOption = None,
+    task: TaskOption = DEFAULTS.task,
     data: Annotated[
         Path | None,
         what_option("--data", help="The task's files, as for finetune.", show_default="the hub"),
     ] = None,
-    text_columns: Annotated[
-        str | None,
-        what_option(
-            "--text-columns", metavar="A[,B]", help="Texts of a custom task.", show_default="text"
-        ),
-    ] = None,
-    label_column: Annotated[
-        str | None,
-        what_option("--label-column", help="Labels of a custom task.", show_default="label"),
-    ] = None,
+    text_columns: TextColumnsOption = None,
+    label_column: LabelColumnOption = None,
     max_length: Annotated[
         int | None,
         what_option("--max-length", help="Most tokens of an example.", show_default="as finetune"),
@@ -84,17 +80,12 @@ def analyze(
         measure_option(
             "--stress",
             metavar="K",
-            help="Multiply 4 input features of each linear by K and divide its weight's columns "
-            "by K: the same function, with the outliers of a larger model. 1 leaves it out.",
+            help=STRESS_HELP,
         ),
     ] = DEFAULTS.stress,
-    batch_size: Annotated[
-        int, training_option("--batch-size", help="Examples per step.")
-    ] = DEFAULTS.batch_size,
+    batch_size: BatchSizeOption = DEFAULTS.batch_size,
     lr: Annotated[float, training_option("--lr", help="Learning rate.")] = DEFAULTS.lr,
-    seed: Annotated[
-        int, training_option("--seed", help="Of classifier, data order and dropout.")
-    ] = DEFAULTS.seed,
+    seed: SeedOption = DEFAULTS.seed,
     threads: Annotated[
         int | None,
         training_option("--threads", help="CPU threads.", show_default="torch's choice"),

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from int8tile.config import check_options
-from int8tile.ops import schema, sharding
+from int8tile.ops import checks, schema, sharding
 from int8tile.ops.shared import Quantized, SharedInput
 
 Packed = tuple[torch.Tensor, torch.Tensor]
@@ -220,14 +220,14 @@ def linear(
     """
     who = "int8tile::linear"
     check_options(who, split[0], split[1], *scales)
-    schema.check_linear(who, input, weight, bias)
+    checks.check_linear(who, input, weight, bias)
     if sharding.is_distributed(input, weight, bias):
         local = partial(linear, split=split, scales=scales, switches=switches, cache=cache)
         return sharding.linear(who, local, input, weight, bias)
     device = input.device.type
-    if device not in schema.DEVICES:
+    if device not in checks.DEVICES:
         raise NotImplementedError(
-            f"{who}: this build runs on {schema.DEVICES_TEXT}; got a tensor on {device}"
+            f"{who}: this build runs on {checks.DEVICES_TEXT}; got a tensor on {device}"
         )
     dtype = input.dtype
     if torch.is_autocast_enabled(device):
@@ -235,7 +235,7 @@ def linear(
     elif weight.dtype != dtype or (bias is not None and bias.dtype != dtype):
         got = weight.dtype if weight.dtype != dtype else bias.dtype if bias is not None else None
         raise TypeError(f"{who}: weight and bias must be {dtype} like input; got {got}")
-    schema.resolve_capacity(who, int(weight.shape[1]), *split)
+    checks.resolve_capacity(who, int(weight.shape[1]), *split)
     # Drawn whether or not gradients are wanted: a checkpointed segment runs without them first, and
     # its recomputation must find torch's generator (dropout!) where the first run had it.
     seed = _draw_seed(scales[2], input.device) if switches[1] or switches[2] else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from int8tile import _core
-from int8tile.ops import schema
+from int8tile.ops import checks, schema
 from int8tile.ops.views import contiguous, matrix, pointer, vector
 
 Tensors = tuple[torch.Tensor, ...]
@@ -71,7 +71,7 @@ def linear_forward_only(
         pointer(weight_scale),
         threshold or 0.0,
         outlier_bits,
-        schema.resolve_capacity(
+        checks.resolve_capacity(
             "int8tile::linear_forward_only",
             input.shape[1],
             threshold,
@@ -360,18 +360,4 @@ def gemm(
     )
 
 
-KERNELS: tuple[schema.Kernel, ...] = (
-    linear_forward,
-    linear_forward_only,
-    quantize_input,
-    linear_multiply,
-    linear_grad_input,
-    linear_grad_weight,
-    linear_backward,
-    pack_weight,
-    quantize,
-    quantize_split,
-    gemm,
-)
-
-schema.implement("CPU", KERNELS)
+schema.implement("CPU", globals())

@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 
 from int8tile import _core
-from int8tile.ops import schema
+from int8tile.ops import checks, schema
 from int8tile.ops.views import contiguous, matrix, pointer
 
 Tensors = tuple[torch.Tensor, ...]
@@ -39,8 +39,8 @@ def _call(tensor: torch.Tensor, size: int) -> _Call:
 
 def _limb_starts(m: int, in_features: int, capacity: int) -> tuple[int, int]:
     """Where a block has its high limbs, and its low limbs if they have a panel."""
-    widths = (schema.round_up(size, schema.DEPTH_ALIGN) for size in (in_features, capacity))
-    regular, limbs = (schema.round_up(m * width, _BLOCK_ALIGN) for width in widths)
+    widths = (checks.round_up(size, checks.DEPTH_ALIGN) for size in (in_features, capacity))
+    regular, limbs = (checks.round_up(m * width, _BLOCK_ALIGN) for width in widths)
     return regular, regular + limbs
 
 
@@ -56,7 +56,7 @@ def _input(
 ) -> tuple[int, int, int, int, int, int, int, int, int]:
     values = pointer(block)
     high, low = _limb_starts(input_scale.shape[0], in_features, outlier_index.shape[0])
-    low_apart = low_apart or in_features > schema.MAX_GEMM_DEPTH
+    low_apart = low_apart or in_features > checks.MAX_GEMM_DEPTH
     return (
         values,
         values + high if values else 0,
@@ -192,7 +192,7 @@ def linear_forward_only(
     """Run y = x @ w.T + bias and keep nothing."""
     who = "int8tile::linear_forward_only"
     (m, k), empty = input.shape, input.new_empty
-    capacity = schema.resolve_capacity(who, k, threshold, outlier_bits, outlier_capacity)
+    capacity = checks.resolve_capacity(who, k, threshold, outlier_bits, outlier_capacity)
     nothing = empty((0,), dtype=torch.uint8)
     saved = [
         nothing,
@@ -231,7 +231,7 @@ def _forward(
 ) -> None:
     _, _, input_scale, outlier_index, outlier_count = saved
     (m, k), capacity = input.shape, outlier_index.shape[0]
-    block = _workspace(input, schema.block_bytes(m, k, capacity, input.device))
+    block = _workspace(input, checks.block_bytes(m, k, capacity, input.device))
     _quantize_into(input, threshold, outlier_bits, options, save, block, saved)
     _multiply(
         block,
@@ -428,7 +428,7 @@ def current_stream(tensor: torch.Tensor) -> int:
 
 
 def _padded(input: torch.Tensor, rows: int, depth: int) -> torch.Tensor:
-    shape = (rows, schema.round_up(depth, schema.DEPTH_ALIGN))
+    shape = (rows, checks.round_up(depth, checks.DEPTH_ALIGN))
     return input.new_empty(shape, dtype=torch.int8)
 
 
@@ -468,7 +468,7 @@ def quantize_split(
     options = (granularity, scale)
     _quantize_into(input, threshold, outlier_bits, options, False, block, rest, low_apart=True)
     for start, part in zip(starts, (q, high, low), strict=True):
-        width = schema.round_up(part.shape[1], schema.DEPTH_ALIGN)
+        width = checks.round_up(part.shape[1], checks.DEPTH_ALIGN)
         whole = block[start : start + m * width].view(torch.int8).view(m, width)
         part.copy_(whole[:, : part.shape[1]])
 
@@ -505,36 +505,21 @@ def gemm(
 
 def _whole_depths(q: torch.Tensor) -> torch.Tensor:
     # At least one step, so that an empty depth is a product of zeros.
-    depth = schema.round_up(max(q.shape[1], 1), schema.DEPTH_ALIGN)
+    depth = checks.round_up(max(q.shape[1], 1), checks.DEPTH_ALIGN)
     return torch.nn.functional.pad(q, (0, depth - q.shape[1])).contiguous()
-
-
-KERNELS: tuple[schema.Kernel, ...] = (
-    linear_forward,
-    linear_forward_only,
-    quantize_input,
-    linear_multiply,
-    linear_grad_input,
-    linear_grad_weight,
-    linear_backward,
-    pack_weight,
-    quantize,
-    quantize_split,
-    gemm,
-)
 
 
 def _refuse(name: str) -> Callable[..., NoReturn]:
     def kernel(*_args: object) -> NoReturn:
         raise NotImplementedError(
-            f"int8tile::{name}: this build runs on {schema.DEVICES_TEXT}; got a tensor on cuda"
+            f"int8tile::{name}: this build runs on {checks.DEVICES_TEXT}; got a tensor on cuda"
         )
 
     return kernel
 
 
 if _core.cuda_compiled:
-    schema.implement("CUDA", KERNELS)
+    schema.implement("CUDA", globals())
 else:
     for _name in schema.CHECKS:
         schema.LIBRARY.impl(_name, _refuse(_name), "CUDA")

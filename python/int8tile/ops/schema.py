@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
-from functools import lru_cache, wraps
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
 
 import torch
 
-from int8tile import _core
 from int8tile.config import check_options
+from int8tile.ops import checks
+from int8tile.ops.checks import (
+    MAX_GEMM_DEPTH,
+    check_device,
+    check_float,
+    check_layout,
+    check_linear,
+    check_matrix,
+    check_out_dtype,
+    check_packed,
+    check_seed,
+    resolve_capacity,
+    shape_of,
+)
 
 LIBRARY = torch.library.Library("int8tile", "DEF")
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-DEPTH_ALIGN = 16  # tokens and features are padded to whole turns of the GEMM's inner loop
-MAX_GEMM_DEPTH = _core.SLICE_DEPTH
-DEVICES = ("cpu", "cuda") if _core.cuda_compiled else ("cpu",)
-DEVICES_TEXT = " and ".join(DEVICES)
 
 _SPLIT = "float? threshold=5.0, int outlier_bits=12, int? outlier_capacity=None"
 _SCALE = 'str granularity="row", str scale="absmax"'
@@ -58,167 +67,6 @@ for _schema in (
     LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
-def _shape(tensor: torch.Tensor) -> list[int]:
-    return list(tensor.shape)
-
-
-def _check_float(who: str, **tensors: torch.Tensor | None) -> None:
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype not in DTYPE_CODES:
-            raise TypeError(
-                f"{who}: {name} must be float32, bfloat16 or float16; got {tensor.dtype}"
-            )
-
-
-def _check_matrix(who: str, **tensors: torch.Tensor) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dim() != 2:
-            raise ValueError(f"{who}: {name} must have 2 dimensions; got {_shape(tensor)}")
-
-
-def _check_device(who: str, first: torch.Tensor, **others: torch.Tensor | None) -> None:
-    for name, tensor in others.items():
-        if tensor is not None and tensor.device != first.device:
-            raise ValueError(
-                f"{who}: {name} must be on {first.device} like the first argument; "
-                f"got {tensor.device}"
-            )
-
-
-@lru_cache(maxsize=4096, typed=True)
-def resolve_capacity(
-    who: str, features: int, threshold: float | None, bits: int, capacity: int | None
-) -> int:
-    """Outlier columns to make room for: 0 without a split.
-
-    Raises:
-        ValueError: the capacity exceeds the features or could overflow int32 sums.
-    """
-    if capacity is not None:
-        if capacity < 0:  # -1 asks the planner for its default
-            raise ValueError(
-                f"{who}: outlier_capacity must be 0..{features} (the input features); "
-                f"got {capacity}"
-            )
-        try:
-            _core.plan(0, 0, features, capacity, bits, 1)
-        except ValueError as error:
-            raise ValueError(str(error).replace("int8tile::plan", who)) from None
-    if not threshold:
-        return 0
-    return _core.default_capacity(features) if capacity is None else capacity
-
-
-def check_linear(
-    who: str, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> None:
-    """Check shapes, dtypes and devices of a linear layer's arguments.
-
-    Raises:
-        ValueError: shapes or devices do not match.
-        TypeError: a dtype is not float32, bfloat16 or float16.
-    """
-    fits = (  # on the path of every call: one look at what is nearly always right
-        weight.dim() == 2
-        and input.dim() > 0
-        and input.shape[-1] == weight.shape[1]
-        and input.dtype in DTYPE_CODES
-        and weight.dtype in DTYPE_CODES
-        and input.device == weight.device
-    )
-    bias_fits = bias is None or (
-        bias.shape == weight.shape[:1]
-        and bias.dtype in DTYPE_CODES
-        and bias.device == weight.device
-    )
-    if not (fits and bias_fits):
-        _refuse_linear(who, input, weight, bias)
-
-
-def _refuse_linear(
-    who: str, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> None:
-    if input.dim() == 0 or weight.dim() != 2 or input.shape[-1] != weight.shape[1]:
-        features = input.shape[-1] if input.dim() else "k"
-        raise ValueError(
-            f"{who}: weight must be [n, {features}] to match input {_shape(input)}; "
-            f"got {_shape(weight)}"
-        )
-    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
-        raise ValueError(
-            f"{who}: bias must be [{weight.shape[0]}] to match weight {_shape(weight)}; "
-            f"got {_shape(bias)}"
-        )
-    _check_float(who, input=input, weight=weight, bias=bias)
-    _check_device(who, input, weight=weight, bias=bias)
-
-
-def _check_out_dtype(who: str, dtype: torch.dtype | None) -> None:
-    if dtype is not None and dtype not in DTYPE_CODES:
-        raise TypeError(f"{who}: out_dtype must be float32, bfloat16 or float16; got {dtype}")
-
-
-def _check_layout(
-    who: str, name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
-    # The core reads these by address: a wrong shape would be read past its end.
-    if tensor.dtype != dtype or tuple(tensor.shape) != shape or not tensor.is_contiguous():
-        raise ValueError(
-            f"{who}: {name} must be contiguous {str(dtype).removeprefix('torch.')} "
-            f"{list(shape)}; got {tensor.dtype} {_shape(tensor)}, strides {tensor.stride()}"
-        )
-
-
-def _check_seed(who: str, rounding: str, seed: torch.Tensor | None, device: torch.device) -> None:
-    if rounding != "stochastic":
-        return
-    if seed is None or seed.dtype != torch.int64 or seed.numel() != 1:
-        got = "None" if seed is None else f"{seed.dtype} {_shape(seed)}"
-        raise ValueError(
-            f"{who}: stochastic rounding needs seed, one int64 value in a tensor; got {got}"
-        )
-    if seed.device != device:
-        raise ValueError(f"{who}: seed must be on {device}; got {seed.device}")
-
-
-def _check_packed(
-    who: str,
-    first: torch.Tensor,
-    packed: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    rows: int,
-    depth: int,
-) -> None:
-    if packed is None and scale is None:
-        return
-    _check_device(who, first, packed_weight=packed, weight_scale=scale)
-    shape = panel_shape(rows, depth, first.device)
-    if (
-        packed is None
-        or scale is None
-        or packed.dtype != torch.uint8
-        or tuple(packed.shape) != shape
-        or not packed.is_contiguous()
-    ):
-        got = None if packed is None else f"{packed.dtype} {_shape(packed)}"
-        raise ValueError(
-            f"{who}: packed_weight and weight_scale must come together from "
-            f"int8tile::pack_weight, uint8 {list(shape)}; got {got}"
-        )
-    _check_layout(who, "weight_scale", scale, torch.float32, (rows,))
-
-
-def round_up(value: int, multiple: int) -> int:
-    """`value` rounded up to a multiple; works on symbolic sizes."""
-    return (value + multiple - 1) // multiple * multiple
-
-
-def panel_shape(rows: int, depth: int, device: torch.device) -> tuple[int, int]:
-    """Shape of the uint8 tensor that holds a [rows, depth] operand: B panels, or rows on CUDA."""
-    panel = 1 if device.type == "cuda" else _core.panel_columns()
-    return round_up(rows, panel), round_up(depth, DEPTH_ALIGN)
-
-
 def linear_forward_only(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -236,11 +84,11 @@ def linear_forward_only(
 ) -> torch.Tensor:
     """Checks, and the empty result, of int8tile::linear_forward_only."""
     check_options(who, threshold, outlier_bits, granularity, scale)
-    _check_matrix(who, input=input)
+    check_matrix(who, input=input)
     check_linear(who, input, weight, bias)
     n, k = weight.shape
-    _check_out_dtype(who, out_dtype)
-    _check_packed(who, input, packed_weight, weight_scale, n, k)
+    check_out_dtype(who, out_dtype)
+    check_packed(who, input, packed_weight, weight_scale, n, k)
     resolve_capacity(who, int(k), threshold, outlier_bits, outlier_capacity)
     return input.new_empty((input.shape[0], n), dtype=out_dtype or input.dtype)
 
@@ -273,9 +121,10 @@ def _saved_input(input: torch.Tensor, capacity: int, save: bool = True) -> tuple
     (m, k), device = input.shape, input.device
     empty, nothing = input.new_empty, (0, 0)
     return (
-        empty(panel_shape(k, m, device) if save else nothing, dtype=torch.uint8),
+        empty(checks.panel_shape(k, m, device) if save else nothing, dtype=torch.uint8),
         empty(
-            panel_shape(capacity, m, device) if save and capacity else nothing, dtype=torch.uint8
+            checks.panel_shape(capacity, m, device) if save and capacity else nothing,
+            dtype=torch.uint8,
         ),
         empty((m,), dtype=torch.float32),
         empty((capacity,), dtype=torch.int32),
@@ -295,30 +144,14 @@ def quantize_input(
     """Checks, and empty results, of int8tile::quantize_input."""
     who = "int8tile::quantize_input"
     check_options(who, threshold, outlier_bits, granularity, scale)
-    _check_matrix(who, input=input)
-    _check_float(who, input=input)
+    check_matrix(who, input=input)
+    check_float(who, input=input)
     m, k = input.shape
     if k > MAX_GEMM_DEPTH:
         raise ValueError(f"{who}: input must have at most {MAX_GEMM_DEPTH} features; got {k}")
     capacity = resolve_capacity(who, int(k), threshold, outlier_bits, outlier_capacity)
-    block = input.new_empty((block_bytes(m, k, capacity, input.device),), dtype=torch.uint8)
+    block = input.new_empty((checks.block_bytes(m, k, capacity, input.device),), dtype=torch.uint8)
     return block, *_saved_input(input, capacity, save)
-
-
-def block_bytes(m: int, k: int, capacity: int, device: torch.device) -> int:
-    """Bytes of a quantised input's block; sizes may be symbolic.
-
-    On CPU as _core.quantized_input_bytes: int8 panels of the regular part and of the high limbs,
-    and an int32 a row. On CUDA both parts row-major, with rows of whole 16 bytes, and the low limbs
-    where K is summed in slices.
-    """
-    regular = m * round_up(k, DEPTH_ALIGN)
-    if device.type == "cuda":
-        limbs = m * round_up(capacity, DEPTH_ALIGN)
-        panels = [regular, limbs, limbs if k > MAX_GEMM_DEPTH else 0]
-    else:
-        panels = [regular, m * round_up(capacity, 4), m * 4]
-    return sum(round_up(size, 64) for size in panels)
 
 
 def linear_multiply(
@@ -337,9 +170,9 @@ def linear_multiply(
     """Checks, and the empty result, of int8tile::linear_multiply."""
     who = "int8tile::linear_multiply"
     check_options(who, None, 12, granularity, scale)
-    _check_matrix(who, weight=weight)
-    _check_float(who, weight=weight, bias=bias)
-    _check_device(
+    check_matrix(who, weight=weight)
+    check_float(who, weight=weight, bias=bias)
+    check_device(
         who,
         block,
         input_scale=input_scale,
@@ -348,19 +181,19 @@ def linear_multiply(
         weight=weight,
         bias=bias,
     )
-    _check_out_dtype(who, out_dtype)
+    check_out_dtype(who, out_dtype)
     n, k = weight.shape
     m, capacity = input_scale.shape[0], outlier_index.shape[0]
     for name, tensor, dtype, shape in (
-        ("block", block, torch.uint8, (block_bytes(m, k, capacity, block.device),)),
+        ("block", block, torch.uint8, (checks.block_bytes(m, k, capacity, block.device),)),
         ("input_scale", input_scale, torch.float32, (m,)),
         ("outlier_index", outlier_index, torch.int32, (capacity,)),
         ("outlier_count", outlier_count, torch.int32, (2,)),
     ):
-        _check_layout(who, name, tensor, dtype, shape)
+        check_layout(who, name, tensor, dtype, shape)
     if bias is not None and tuple(bias.shape) != (n,):
-        raise ValueError(f"{who}: bias must be [{n}]; got {_shape(bias)}")
-    _check_packed(who, weight, packed_weight, weight_scale, n, k)
+        raise ValueError(f"{who}: bias must be [{n}]; got {shape_of(bias)}")
+    check_packed(who, weight, packed_weight, weight_scale, n, k)
     return weight.new_empty((m, n), dtype=out_dtype or weight.dtype)
 
 
@@ -379,18 +212,18 @@ def linear_grad_input(
 ) -> torch.Tensor:
     """Checks, and the empty result, of int8tile::linear_grad_input."""
     check_options(who, None, 12, granularity, scale, rounding)
-    _check_matrix(who, grad_output=grad_output, weight=weight)
-    _check_float(who, grad_output=grad_output, weight=weight)
-    _check_device(who, grad_output, weight=weight)
-    _check_seed(who, rounding, seed, grad_output.device)
-    _check_out_dtype(who, out_dtype)
+    check_matrix(who, grad_output=grad_output, weight=weight)
+    check_float(who, grad_output=grad_output, weight=weight)
+    check_device(who, grad_output, weight=weight)
+    check_seed(who, rounding, seed, grad_output.device)
+    check_out_dtype(who, out_dtype)
     if grad_output.shape[1] != weight.shape[0]:
         raise ValueError(
             f"{who}: weight must be [{grad_output.shape[1]}, k] to match grad_output "
-            f"{_shape(grad_output)}; got {_shape(weight)}"
+            f"{shape_of(grad_output)}; got {shape_of(weight)}"
         )
     n, k = weight.shape
-    _check_packed(who, grad_output, packed_weight, weight_scale, k, n)
+    check_packed(who, grad_output, packed_weight, weight_scale, k, n)
     return grad_output.new_empty((grad_output.shape[0], k), dtype=out_dtype or grad_output.dtype)
 
 
@@ -413,9 +246,9 @@ def linear_grad_weight(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Checks, and empty results, of int8tile::linear_grad_weight."""
     check_options(who, None, 12, granularity, scale, rounding)
-    _check_matrix(who, grad_output=grad_output)
-    _check_float(who, grad_output=grad_output)
-    _check_device(
+    check_matrix(who, grad_output=grad_output)
+    check_float(who, grad_output=grad_output)
+    check_device(
         who,
         grad_output,
         saved_input=saved_input,
@@ -424,18 +257,18 @@ def linear_grad_weight(
         outlier_index=outlier_index,
         outlier_count=outlier_count,
     )
-    _check_seed(who, rounding, seed, grad_output.device)
-    _check_out_dtype(who, out_dtype)
+    check_seed(who, rounding, seed, grad_output.device)
+    check_out_dtype(who, out_dtype)
     m, n = grad_output.shape
-    wanted = panel_shape(in_features, m, grad_output.device)
+    wanted = checks.panel_shape(in_features, m, grad_output.device)
     if saved_input.dtype != torch.uint8 or tuple(saved_input.shape) != wanted:
         raise ValueError(
             f"{who}: saved_input must be what int8tile::linear_forward saved for "
             f"[{m}, {in_features}], uint8 {list(wanted)}; got {saved_input.dtype} "
-            f"{_shape(saved_input)}"
+            f"{shape_of(saved_input)}"
         )
     capacity = outlier_index.numel()
-    limbs = panel_shape(capacity, m, grad_output.device) if capacity else (0, 0)
+    limbs = checks.panel_shape(capacity, m, grad_output.device) if capacity else (0, 0)
     for name, tensor, dtype, shape in (
         ("saved_input", saved_input, torch.uint8, wanted),
         ("input_scale", input_scale, torch.float32, (m,)),
@@ -443,7 +276,7 @@ def linear_grad_weight(
         ("saved_limbs", saved_limbs, torch.uint8, limbs),
         ("outlier_count", outlier_count, torch.int32, (2,)),
     ):
-        _check_layout(who, name, tensor, dtype, shape)
+        check_layout(who, name, tensor, dtype, shape)
     return (
         grad_output.new_empty((n, in_features), dtype=out_dtype or grad_output.dtype),
         grad_output.new_empty((n if with_bias else 0,), dtype=torch.float32),
@@ -495,11 +328,11 @@ def pack_weight(
     """Checks, and empty results, of int8tile::pack_weight."""
     who = "int8tile::pack_weight"
     check_options(who, None, 12, granularity, scale)
-    _check_matrix(who, weight=weight)
-    _check_float(who, weight=weight)
+    check_matrix(who, weight=weight)
+    check_float(who, weight=weight)
     rows, depth = (weight.shape[1], weight.shape[0]) if transpose else weight.shape
     return (
-        weight.new_empty(panel_shape(rows, depth, weight.device), dtype=torch.uint8),
+        weight.new_empty(checks.panel_shape(rows, depth, weight.device), dtype=torch.uint8),
         weight.new_empty((rows,), dtype=torch.float32),
     )
 
@@ -516,15 +349,15 @@ def quantize(
     """Checks, and empty results, of int8tile::quantize."""
     who = "int8tile::quantize"
     check_options(who, None, 12, granularity, scale, rounding)
-    _check_matrix(who, input=input)
-    _check_float(who, input=input)
-    _check_device(who, input, fold=fold)
-    _check_seed(who, rounding, seed, input.device)
+    check_matrix(who, input=input)
+    check_float(who, input=input)
+    check_device(who, input, fold=fold)
+    check_seed(who, rounding, seed, input.device)
     rows, cols = input.shape
     if fold is not None and (fold.dtype != torch.float32 or tuple(fold.shape) != (rows,)):
         raise ValueError(
-            f"{who}: fold must be float32 [{rows}] to match input {_shape(input)}; "
-            f"got {fold.dtype} {_shape(fold)}"
+            f"{who}: fold must be float32 [{rows}] to match input {shape_of(input)}; "
+            f"got {fold.dtype} {shape_of(fold)}"
         )
     shape = (cols, rows) if transpose else (rows, cols)
     return (
@@ -544,8 +377,8 @@ def quantize_split(
     """Checks, and empty results, of int8tile::quantize_split."""
     who = "int8tile::quantize_split"
     check_options(who, threshold, outlier_bits, granularity, scale)
-    _check_matrix(who, input=input)
-    _check_float(who, input=input)
+    check_matrix(who, input=input)
+    check_float(who, input=input)
     m, k = input.shape
     capacity = resolve_capacity(who, int(k), threshold, outlier_bits, outlier_capacity)
     empty = input.new_empty
@@ -567,7 +400,7 @@ def gemm(
 ) -> torch.Tensor:
     """Checks, and the empty result, of int8tile::gemm."""
     who = "int8tile::gemm"
-    _check_device(who, a, b=b, a_high=a_high, b_high=b_high)
+    check_device(who, a, b=b, a_high=a_high, b_high=b_high)
     pairs = [("a", a, "b", b)]
     if a_high is not None or b_high is not None:
         if a_high is None or b_high is None:
@@ -575,11 +408,11 @@ def gemm(
         if a_high.shape[0] != a.shape[0] or b_high.shape[0] != b.shape[0]:
             raise ValueError(
                 f"{who}: a_high must be [{a.shape[0]}, h] and b_high [{b.shape[0]}, h]; "
-                f"got {_shape(a_high)} and {_shape(b_high)}"
+                f"got {shape_of(a_high)} and {shape_of(b_high)}"
             )
         pairs.append(("a_high", a_high, "b_high", b_high))
     for left_name, left, right_name, right in pairs:
-        _check_matrix(who, **{left_name: left, right_name: right})
+        check_matrix(who, **{left_name: left, right_name: right})
         if left.dtype != torch.int8 or right.dtype != torch.int8:
             raise TypeError(
                 f"{who}: {left_name} and {right_name} must be int8; "
@@ -588,7 +421,7 @@ def gemm(
         if left.shape[1] != right.shape[1]:
             raise ValueError(
                 f"{who}: {right_name} must be [n, {left.shape[1]}] to match {left_name} "
-                f"{_shape(left)}; got {_shape(right)}"
+                f"{shape_of(left)}; got {shape_of(right)}"
             )
     depth = a.shape[1] + (0 if a_high is None else 128 * a_high.shape[1])
     if depth >= MAX_GEMM_DEPTH:
@@ -639,10 +472,10 @@ def checked(kernel: Kernel) -> Check:
     return run
 
 
-def implement(device: str, kernels: Iterable[Kernel]) -> None:
-    """Register the kernels of one device."""
-    for kernel in kernels:
-        LIBRARY.impl(kernel.__name__, checked(kernel), device)
+def implement(device: str, kernels: Mapping[str, Any]) -> None:
+    """Register the kernels of one device: its module's functions named like the ops."""
+    for name in CHECKS:
+        LIBRARY.impl(name, checked(kernels[name]), device)
 
 
 for _name, _check in CHECKS.items():

@@ -7,7 +7,7 @@ import weakref
 import torch
 
 from int8tile.config import Split
-from int8tile.ops.schema import MAX_GEMM_DEPTH
+from int8tile.ops.checks import MAX_GEMM_DEPTH
 
 Quantized = tuple[torch.Tensor, ...]  # the results of int8tile::quantize_input
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from int8tile.ops.schema import DTYPE_CODES
+from int8tile.ops.checks import DTYPE_CODES
 
 Matrix = tuple[int, int, int, int, int, int]
 _NO_MATRIX = (0, 0, 1, 0, 0, 1)
