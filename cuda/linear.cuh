@@ -7,7 +7,7 @@
 #include "gemm/gemm.cuh"
 #include "int8tile/check.hpp"
 #include "int8tile/cuda.hpp"
-#include "int8tile/parallel.hpp"
+#include "int8tile/memory.hpp"
 #include "int8tile/plan.hpp"
 #include "quantize.cuh"
 

@@ -27,7 +27,7 @@ SOURCES = [
     *(ROOT / "cuda").glob("*.cu"),
     *(ROOT / "tests" / "emulation").glob("*.cpp"),
     ROOT / "python" / "bindings" / "cuda.cpp",
-    *(ROOT / "cpp" / "src" / f"{name}.cpp" for name in ("isa", "parallel", "plan")),
+    *(ROOT / "cpp" / "src" / f"{name}.cpp" for name in ("isa", "memory", "parallel", "plan")),
     ROOT / "cpp" / "src" / "kernels" / "portable.cpp",
 ]
 FOLDERS = ["tests/emulation", "cuda", "cuda/include", "cpp/include", "cpp/src", "cpp/src/kernels"]

@@ -1,5 +1,7 @@
 """The raw ops give the reference's values bit for bit, from every dtype and layout."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -266,3 +268,22 @@ def test_empty_operands_give_zeros_and_bias(shape, device):
     grad_weight, grad_bias = ops.linear_grad_weight(g, *saved, k)
     same(grad_weight, g.t() @ x)
     same(grad_bias.cpu(), g.cpu().sum(0))
+
+
+def test_calls_at_the_same_time_do_not_share_their_workspace(device):
+    def backward(m, n, k):
+        x, w = activations(m, k, device=device), randn(n, k, seed=1, device=device)
+        g = randn(m, n, seed=2, device=device)
+        _, *saved = ops.linear_forward(x, w)
+        return ops.linear_backward(g, w, *saved)
+
+    # Repeated and of several sizes: a workspace that was given back serves the next call.
+    shapes = [(256, 130, 260), (300, 64, 96), (64, 300, 200), (512, 96, 130)] * 8
+    expected = [backward(*shape) for shape in shapes]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda shape: backward(*shape), shapes))
+    assert all(
+        torch.equal(a, b)
+        for result, wanted in zip(results, expected, strict=True)
+        for a, b in zip(result, wanted, strict=True)
+    )

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "int8tile/memory.hpp"
 #include "int8tile/parallel.hpp"
 #include "rows.hpp"
 

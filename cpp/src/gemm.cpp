@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "int8tile/check.hpp"
+#include "int8tile/memory.hpp"
 #include "int8tile/parallel.hpp"
 #include "kernels/kernel.hpp"
 #include "pack.hpp"

@@ -7,7 +7,7 @@
 
 #include "int8tile/check.hpp"
 #include "int8tile/gemm.hpp"
-#include "int8tile/parallel.hpp"
+#include "int8tile/memory.hpp"
 #include "pack.hpp"
 #include "rows.hpp"
 

@@ -6,6 +6,7 @@
 #include "int8tile/columns.hpp"
 #include "int8tile/gemm.hpp"
 #include "int8tile/linear.hpp"
+#include "int8tile/memory.hpp"
 #include "int8tile/parallel.hpp"
 #include "pack.hpp"
 #include "rows.hpp"

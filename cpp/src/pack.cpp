@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "int8tile/memory.hpp"
 #include "int8tile/parallel.hpp"
 
 namespace int8tile {

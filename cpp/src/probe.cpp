@@ -7,6 +7,7 @@
 
 #include "int8tile/check.hpp"
 #include "int8tile/gemm.hpp"
+#include "int8tile/memory.hpp"
 #include "int8tile/parallel.hpp"
 #include "kernels/kernel.hpp"
 

@@ -9,6 +9,7 @@
 #include <optional>
 #include <vector>
 
+#include "int8tile/memory.hpp"
 #include "int8tile/parallel.hpp"
 #include "pack.hpp"
 #include "rows.hpp"

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "int8tile/columns.hpp"
+#include "int8tile/parallel.hpp"
 #include "int8tile/quantize.hpp"
 #include "pack.hpp"
 #include "rows.hpp"

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "int8tile/parallel.hpp"
+#include "int8tile/memory.hpp"
 #include "int8tile/quantize.hpp"
 #include "kernels/kernel.hpp"
 
