@@ -76,7 +76,7 @@ def recorded(model: nn.Module) -> Iterator[dict[str, Call]]:
     def hook(name: str) -> Callable[..., None]:
         def keep(module: nn.Linear, args: tuple[Tensor, ...], y: Tensor) -> None:
             x = args[0].detach().reshape(-1, module.in_features).clone()
-            call = calls[name] = Call(x, module.weight.detach().clone(), x.new_zeros(0))
+            call = calls[name] = Call(x, module.weight.detach(), x.new_zeros(0))
 
             def keep_gradient(g: Tensor) -> None:
                 call.g = g.reshape(-1, module.out_features).clone()

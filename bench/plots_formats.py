@@ -38,8 +38,8 @@ def draw_layers(results: Sequence[Result], arms: Sequence[str], path: Path) -> N
         axes[0, column].set_title(f"{stress}: {len(layers)} layers and their median")
     axes[0, 0].set_ylabel("signal to noise, dB")
     axes[1, 0].set_ylabel("operand's signal to noise, dB")
-    axes[0, -1].legend(fontsize=8, loc="upper right")
-    axes[1, -1].legend(fontsize=8, loc="upper right")
+    axes[0, 0].legend(fontsize=8, loc="lower left")
+    axes[1, 0].legend(fontsize=8, loc="upper right")
     figure.suptitle("8-bit float against int8, layer by layer")
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
@@ -74,3 +74,61 @@ def _crest(axes: Axes, layers: Sequence[Result]) -> None:
     axes.plot(line, INT8_NOISE_DB - line, ":", color="black", lw=1, label="52.9 dB - crest factor")
     axes.set(xlim=(low, high), xlabel="crest factor of rows (absmax / rms), dB")
     axes.grid(visible=True, alpha=0.25)
+
+
+def draw_decoders(results: Sequence[Result], arms: Sequence[str], path: Path) -> None:
+    """Draw every linear of every model and case: the massive token's part and the others'."""
+    groups = list(dict.fromkeys((r["model"], r["case"]) for r in results))
+    figure, axes = plt.subplots(
+        4, len(groups), figsize=(3.3 * len(groups), 11), squeeze=False, sharey="row",
+        layout="constrained",
+    )  # fmt: skip
+    panels = {
+        "y_others_db": "y of the other tokens, dB",
+        "y_massive_db": "y of the massive token, dB",
+        "grad_w_regular_db": "gradient of w, regular columns, dB",
+        "grad_w_db": "gradient of w, all columns, dB",
+    }
+    for column, group in enumerate(groups):
+        rows = [r for r in results if (r["model"], r["case"]) == group]
+        names = [r["layer"].rsplit(".", 1)[-1].removesuffix("_proj") for r in rows]
+        for row, (what, label) in enumerate(panels.items()):
+            panel = axes[row, column]
+            for arm in arms:
+                values = [r["arms"][arm][what] for r in rows]
+                panel.plot(names, values, "o-", ms=4, lw=1, color=FORMAT_COLORS[arm], label=arm)
+            panel.grid(visible=True, alpha=0.25)
+            if column == 0:
+                panel.set_ylabel(label)
+        axes[0, column].set_title("\n".join(group), fontsize=9)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(arms))
+    figure.suptitle("one token with massive activations, signal to noise by linear layer")
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)
+
+
+def draw_mates(
+    results: Sequence[Result], errors: Mapping[str, Sequence[float]], path: Path
+) -> None:
+    """Draw how far a sentence's logits move with its company, beside the quantisation error."""
+    arms = list(dict.fromkeys(r["arm"] for r in results))
+    cases = list(dict.fromkeys(r["case"] for r in results))
+    figure, axes = plt.subplots(figsize=(9, 4.6), layout="constrained")
+    width = 0.84 / len(arms)
+    for place, case in enumerate([*cases, "quantisation error"]):
+        for number, arm in enumerate(arms):
+            found = [r["logits"] for r in results if (r["arm"], r["case"]) == (arm, case)]
+            values = np.maximum(found[0] if found else errors[arm], 1e-9)
+            at = place + width * (number - (len(arms) - 1) / 2)
+            spread = at + np.linspace(-0.35, 0.35, len(values)) * width
+            label = arm if place == 0 else None
+            axes.scatter(spread, values, s=9, color=FORMAT_COLORS[arm], label=label, alpha=0.8)
+            axes.plot([at - width / 2, at + width / 2], [median(values)] * 2, color="black", lw=1.2)
+    axes.set_xticks(range(len(cases) + 1), [*cases, "alone, against fp32"])
+    axes.set(yscale="log", ylabel="relative difference of logits (1e-9: none)")
+    axes.set_title("the same sentence alone and in company: one dot a sentence, and the median")
+    axes.grid(visible=True, axis="y", alpha=0.25)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=DPI)
+    plt.close(figure)

@@ -39,9 +39,12 @@ class TextModel:
         self._train(steps, batch)
         self.batch = self.collate(self._task.train[-batch:])
 
-    def collate(self, rows: Any) -> Batch:  # noqa: ANN401 - rows of the task
-        """Pad rows to one batch."""
-        return self._task.collate(rows)
+    def collate(self, rows: Any, length: int | None = None) -> Batch:  # noqa: ANN401
+        """Pad rows of the task to one batch, `length` tokens long or as long as the longest."""
+        if length is None:
+            return self._task.collate(rows)
+        pad = self._task.tokenizer.pad
+        return dict(pad(rows, padding="max_length", max_length=length, return_tensors="pt"))
 
     def _train(self, steps: int, batch: int) -> None:
         torch.manual_seed(0)
