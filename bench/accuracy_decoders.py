@@ -155,7 +155,8 @@ def table(results: Sequence[Result], arms: Sequence[str]) -> None:
                 steps = [f"{c[name]['massive_row']:.3g}x" for name in ("int8", "split")]
                 cells = [_cell(r["arms"][arm]) for arm in arms]
                 rows.append([r["layer"], columns, ", ".join(steps), *cells])
-        title = f"{group[0]}, massive: {group[1]}; dB: y of others, own y; grad_w of regular, all columns"
+        what = "dB: y of others, own y; grad_w of regular, all columns"
+        title = f"{group[0]}, massive: {group[1]}; {what}"
         print_table(title, ["linear", "outliers, extra K", "step of its row", *arms], rows)
 
 

@@ -14,7 +14,8 @@ import torch
 import typer
 
 import formats
-from formats import GRADIENT_DTYPES, PRODUCTS, Call
+from formats import PRODUCTS, Call
+from fp8 import E4M3, E5M2
 from plots_formats import draw_layers
 from report import choices, environment, json_path, parsed, print_head, progress, write_json
 from tables import print_table
@@ -46,12 +47,11 @@ def measure(name: str, call: Call, arms: Sequence[str]) -> dict[str, Any]:
 def operands(call: Call) -> dict[str, dict[str, float | None]]:
     """Give crest factor and signal-to-noise ratio of what the products multiply."""
     rows = {"x": call.x, "weight": call.weight, "g": call.g}
-    gradient = GRADIENT_DTYPES["fp8"]
     return {
         name: {
             "crest_db": formats.crest_db(t),
             "int8_db": formats.operand_db(t, "int8"),
-            "fp8_db": formats.operand_db(t, "fp8", gradient if name == "g" else formats.E4M3),
+            "fp8_db": formats.operand_db(t, "fp8", E5M2 if name == "g" else E4M3),
         }
         for name, t in rows.items()
     }

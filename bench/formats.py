@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import int8tile
-from fp8 import E4M3, E5M2, convert_fp8_, quantize_fp8, revert_fp8_
+from fp8 import E4M3, convert_fp8_, quantize_fp8, revert_fp8_
 from int8tile import Int8TileConfig
 from int8tile.analysis import Cosine, SignalToNoise
 
@@ -150,6 +150,3 @@ def outliers(x: Tensor, threshold: float = 5.0) -> dict[str, int]:
     capacity = int8tile.plan(len(x), x.shape[1], x.shape[1]).capacity
     found = int((x.abs().amax(0) > threshold).sum())
     return {"found": found, "capacity": capacity, "overflow": max(0, found - capacity)}
-
-
-GRADIENT_DTYPES = {"fp8": E5M2, "fp8-e4m3": E4M3}
