@@ -6,6 +6,7 @@ import multiprocessing
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from accuracy_runs import TRAIN, Run, Source
@@ -35,6 +36,9 @@ def make(
 
     Returns:
         What went wrong, by cell.
+
+    Raises:
+        BrokenProcessPool: a process was killed.
     """
     from accuracy_training import perform, start_worker
 
@@ -52,12 +56,17 @@ def make(
             futures = {pool.submit(perform, cell.run, source, work): cell for cell in cells}
             for number, future in enumerate(as_completed(futures), 1):
                 cell = futures[future]
-                if error := future.exception():
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise error
+                if error is not None:
                     failed[cell] = f"{type(error).__name__}: {error}"
                 said = failed.get(cell) or _summary(cell.run, future.result())
                 step(f"{cell}: {said}")
                 if lines:
-                    console().print(f"{number}/{len(cells)} {cell}: {said}", highlight=False)
+                    console().print(
+                        f"{number}/{len(cells)} {cell}: {said}", markup=False, highlight=False
+                    )
         except BaseException:
             for process in multiprocessing.active_children():
                 process.terminate()

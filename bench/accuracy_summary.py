@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_arms import BASELINE
+from accuracy_curves import diverged, smoothed
 from accuracy_runs import GRADIENT, TRAIN, Source, read
 from accuracy_specs import Cell
 
 Row = dict[str, Any]
-SMOOTHING = 0.2  # of the steps: the loss is the mean over so many of the last ones
-DIVERGED = 1.2  # times the loss of a constant prediction
 
 
 def rows(cells: Iterable[Cell], source: Source, work: Path) -> list[Row]:
@@ -30,7 +29,7 @@ def rows(cells: Iterable[Cell], source: Source, work: Path) -> list[Row]:
         content = read(cell.run.file(source, work))
         if content is not None:
             run = cell.run
-            head = {"kind": run.kind, "arm": cell.arm, "task": run.task}
+            head: Row = {"kind": run.kind, "arm": cell.arm, "task": run.task}
             head |= {"stress": run.stress, "seed": run.seed, "metric_name": content["metric"]}
             facts = {name: content[name] for name in ("constant_loss", "total_seconds", "date")}
             found.append(head | facts | _measured(run.kind, content))
@@ -38,41 +37,14 @@ def rows(cells: Iterable[Cell], source: Source, work: Path) -> list[Row]:
 
 
 def _measured(kind: str, content: Row) -> Row:
-    results = content["results"]
+    results: Row = content["results"]
     if kind == GRADIENT:
-        return dict(results)
+        return results
     smooth = smoothed(results["losses"])
     return results | {
         "smoothed": smooth,
         "diverged": diverged(results, smooth[-1], content["constant_loss"]),
     }
-
-
-def smoothed(losses: Sequence[float | None]) -> list[float | None]:
-    """Average each step's loss with those before it, a fifth of all; None before and at NaN."""
-    window = max(1, round(SMOOTHING * len(losses)))
-    means: list[float | None] = []
-    for stop in range(1, len(losses) + 1):
-        part = losses[max(0, stop - window) : stop]
-        known = [each for each in part if each is not None]
-        means.append(statistics.fmean(known) if len(known) == window else None)
-    return means
-
-
-def diverged(results: Row, final: float | None, constant_loss: float) -> bool:
-    """Whether something was not finite, or the final smoothed loss is that of no model at all.
-
-    No model at all: more than `DIVERGED` times the loss of a constant prediction.
-    """
-    numbers = [*results["losses"], *results["gradient_norms"], results["loss"], final]
-    return None in numbers or (final or 0) > DIVERGED * constant_loss
-
-
-def steps_to_reach(losses: Sequence[float | None], goal: float | None) -> int | None:
-    """Give the first step whose smoothed loss is at most `goal`; None: none."""
-    if goal is None:
-        return None
-    return next((n for n, loss in enumerate(losses, 1) if loss is not None and loss <= goal), None)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from rich import box
 from rich.table import Table
 
-from accuracy_arms import BASELINE
+from accuracy_curves import goal, reach
 from accuracy_runs import GRADIENT, TRAIN
 from accuracy_specs import stress_name
 from accuracy_summary import (
@@ -21,11 +21,11 @@ from accuracy_summary import (
     places,
     select,
     step_time,
-    steps_to_reach,
 )
 
 MOST_COLUMNS = 6  # arms beside each other; more stand below each other
 CURVES = ("losses", "gradient_norms", "smoothed", "train_curve", "eval_curve", "conversion")
+CURVE_STEPS = 5  # from one point of a curve in the JSON to the next
 
 Place = tuple[str, float]
 
@@ -133,18 +133,6 @@ def _convergence_cells(runs: Sequence[Row], arm: str) -> list[str]:
     ]
 
 
-def goal(runs: Sequence[Row], run: Row) -> float | None:
-    """Give float32's final smoothed loss with the seed of a run of the same task and stress."""
-    base = select(runs, arm=BASELINE, seed=run["seed"])
-    value: float | None = base[0]["smoothed"][-1] if base else None
-    return value
-
-
-def reach(runs: Sequence[Row], run: Row) -> int | None:
-    """Give the first step at which a run reached that loss."""
-    return steps_to_reach(run["smoothed"], goal(runs, run))
-
-
 def _plain(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
@@ -153,6 +141,13 @@ def _plain(values: Sequence[float | None]) -> str:
     return f"{statistics.fmean(known):.3f}{spread}"
 
 
-def compact(row: Row) -> Row:
-    """Give a row for the JSON, without its curves."""
-    return {name: value for name, value in row.items() if name not in CURVES}
+def compact(table: str, found: Sequence[Row], row: Row) -> Row:
+    """Give a row for the JSON, without curves but for a few points of those of convergence."""
+    kept = {name: value for name, value in row.items() if name not in CURVES}
+    if table == "convergence":
+        runs = select(found, task=row["task"], stress=row["stress"])
+        points = range(CURVE_STEPS - 1, len(row["smoothed"]), CURVE_STEPS)
+        for name in ("smoothed", "gradient_norms"):
+            kept[name] = [(step + 1, row[name][step]) for step in points]
+        kept |= {"goal": goal(runs, row), "reached_at": reach(runs, row)}
+    return kept

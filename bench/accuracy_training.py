@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -51,9 +51,9 @@ class StepHistory(TrainerCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: Mapping[str, float],
-        **kwargs: object,
+        **kwargs: Any,  # noqa: ANN401 - as in transformers
     ) -> None:
+        logs = kwargs["logs"]
         if "grad_norm" in logs:
             self.losses.append(logs["loss"])
             self.gradient_norms.append(float(logs["grad_norm"]))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -116,8 +117,10 @@ def main(
         "smoke": smoke, "quick": quick,
     }  # fmt: skip
     _report(table.value, cells, source, work, output, arguments, threads)
-    for cell, why in failed.items():
-        console().print(f"[red]failed[/] {cell}: {why}", highlight=False, markup=True)
+    for why in dict.fromkeys(failed.values()):
+        some = [str(cell) for cell, reason in failed.items() if reason == why]
+        text = f"failed: {len(some)} runs, the first {some[0]}: {why}"
+        console().print(text, style="red", highlight=False, markup=False)
     if failed:
         raise typer.Exit(1)
 
@@ -158,6 +161,9 @@ def _made(
         left = len(accuracy_pool.missing(todo, source, work))
         console().print(f"interrupted: {left} runs are left; the same command goes on")
         raise typer.Exit(130) from None
+    except BrokenProcessPool:
+        console().print("a process was killed, for memory perhaps; the same command goes on")
+        raise typer.Exit(1) from None
 
 
 def _report(
@@ -182,7 +188,7 @@ def _report(
         return
     for each in accuracy_tables.tables(table, found):
         console().print(each)
-    kept = [accuracy_tables.compact(row) for row in found]
+    kept = [accuracy_tables.compact(table, found, row) for row in found]
     content = as_json(f"accuracy {table}", arguments, facts, kept, {})
     content["missing"] = len(cells) - len(found)
     content["summary"] = accuracy_summary.summary(found)
