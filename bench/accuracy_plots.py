@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from accuracy_summary import (
 from int8tile.finetune.report import COLORS
 
 DPI = 150
+PANELS_ACROSS = 3  # tasks beside each other
 
 
 def draw(table: str, found: Sequence[Row], folder: Path) -> list[Path]:
@@ -68,8 +70,12 @@ def by_stress(found: Sequence[Row]) -> Figure | None:
     if not arms:
         return None
     count = len(tasks) + (len(tasks) > 1)
-    figure, grid = new_figure(count, size=(3.0 if count > 1 else 7.0, 3.8))
-    panels = list(grid.flat)
+    columns = min(count, PANELS_ACROSS)
+    rows = math.ceil(count / columns)
+    figure, grid = new_figure(columns, rows, size=(3.4 if columns > 1 else 7.0, 3.2))
+    panels = list(grid.flat[:count])
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
     stresses = sorted(names(train, "stress"))
     if len(tasks) > 1:
         _lines(panels[0], stresses, arms, lambda **p: mean_of_tasks(train, tasks, percent, **p))
@@ -206,10 +212,11 @@ def curves(name: str, title: str, logarithmic: bool) -> Callable[[Sequence[Row]]
                     runs = select(found, kind=TRAIN, arm=arm, task=task, stress=stress)
                     _curve(axes, [run[name] for run in runs], style(arm, order))
                 axes.set_yscale("log" if logarithmic else "linear")
-                finish(axes, f"{TASK_NAMES[task]}, {stress_name(stress)}")
+                task_name = TASK_NAMES[task].partition(",")[0]
+                last = "step" if stress == stresses[-1] else ""
+                finish(axes, f"{task_name}, {stress_name(stress)}", "", last)
         legend_below(figure, arms)
         figure.suptitle(title)
-        figure.supxlabel("step", fontsize=9)
         return figure
 
     return plot
