@@ -25,10 +25,11 @@ def _int8(model: nn.Module, **options: Any) -> ConversionReport:  # noqa: ANN401
     return int8tile.convert_(model, Int8TileConfig(**options), share_inputs=True)
 
 
-def _fp8(model: nn.Module) -> None:
+def _fp8(model: nn.Module) -> ConversionReport:
     from fp8 import convert_fp8_
 
-    convert_fp8_(model)
+    report: ConversionReport = convert_fp8_(model)
+    return report
 
 
 FORMATS: dict[str, Callable[..., ConversionReport | None]] = {
