@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from int8tile.config import Int8TileConfig
 from int8tile.finetune.settings import Settings
+from int8tile.nn import ConversionReport, convert_
 
 
 def config(arm: str, settings: Settings) -> Int8TileConfig | None:
@@ -32,3 +35,18 @@ def config(arm: str, settings: Settings) -> Int8TileConfig | None:
         case "paper-split":
             return Int8TileConfig.paper(**split)
     return None
+
+
+def convert(arm: str, settings: Settings, model: nn.Module) -> ConversionReport | None:
+    """Turn a model into an arm, in place.
+
+    Args:
+        arm: One of `settings.ARM_NAMES`.
+        settings: Give the threshold and the bits of the arms that split.
+        model: A float model.
+
+    Returns:
+        What was converted, or None for an arm in floating point.
+    """
+    chosen = config(arm, settings)
+    return None if chosen is None else convert_(model, chosen, share_inputs=True)

@@ -33,11 +33,13 @@ from int8tile.finetune.stress import Stress
 from int8tile.finetune.tasks import Task
 from int8tile.finetune.timing import StepTimer
 from int8tile.finetune.trainer import ArmTrainer
-from int8tile.nn import convert_, revert_
+from int8tile.nn import ConversionReport, revert_
 
 EVALUATIONS = 5  # points of the evaluation curve
 MIN_EVAL_STEPS = 5  # a shorter run is evaluated at its end only
 LOSS_POINTS = 25  # points of the training curve
+
+Convert = Callable[[PreTrainedModel], ConversionReport | None]
 
 
 def train_arm(
@@ -45,17 +47,20 @@ def train_arm(
     session: Session,
     start: Checkpoint | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    convert: Convert | None = None,
 ) -> tuple[ArmResult, PreTrainedModel]:
     """Fine-tune a fresh copy of the model in one arm and evaluate it.
 
     Args:
-        arm: One of `settings.ARM_NAMES`.
+        arm: One of `settings.ARM_NAMES`, or any name with `convert`.
         session: What all arms share.
         start: The checkpoint to go on from.
         callbacks: More callbacks for the Trainer.
+        convert: Turns the model into an arm of the caller's own, in place.
 
     Returns:
-        What was measured, and the trained model with ordinary linear layers.
+        What was measured, and the trained model with ordinary linear layers, which an arm of the
+        caller's own has only where `convert` gives the report of `convert_`.
 
     Raises:
         InterruptedRun: The run was interrupted; a checkpoint was saved.
@@ -64,10 +69,7 @@ def train_arm(
     task = session.task
     settings = task.settings
     model = task.load_model()
-    config = arms.config(arm, settings)
-    conversion = None
-    if config is not None:
-        conversion = summarize(convert_(model, config, share_inputs=True))
+    report = convert(model) if convert else arms.convert(arm, settings, model)
     stress = Stress(model, settings.stress) if settings.stress != 1 else None
     share = settings.batch_size // session.processes.count
     batch = task.collate(task.train[:share])
@@ -95,7 +97,7 @@ def train_arm(
     )
     if stress is not None:
         stress.remove()
-    if config is not None:
+    if report is not None:
         revert_(model)
     headline = task.metric_names[0]
     result = ArmResult(
@@ -107,7 +109,7 @@ def train_arm(
         saved_bytes=kept,
         train_curve=_loss_curve(saving.losses, int(trainer.args.logging_steps)),
         eval_curve=_curve(trainer, f"eval_{headline}"),
-        conversion=conversion,
+        conversion=None if report is None else summarize(report),
         outliers=found,
     )
     return result, model
