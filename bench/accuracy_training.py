@@ -29,6 +29,9 @@ from int8tile.finetune.tasks import Task, prepare
 from int8tile.finetune.train import train_arm
 
 
+DECIMALS = 5  # of a curve's values
+
+
 class StepHistory(TrainerCallback):
     """Keeps loss and gradient norm (before clipping) of every step; evaluates at the end only."""
 
@@ -55,8 +58,8 @@ class StepHistory(TrainerCallback):
     ) -> None:
         logs = kwargs["logs"]
         if "grad_norm" in logs:
-            self.losses.append(logs["loss"])
-            self.gradient_norms.append(float(logs["grad_norm"]))
+            self.losses.append(round(logs["loss"], DECIMALS))
+            self.gradient_norms.append(round(float(logs["grad_norm"]), DECIMALS))
 
 
 def perform(run: Run, source: Source, work: Path) -> dict[str, Any]:

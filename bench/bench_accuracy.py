@@ -32,7 +32,8 @@ from report import as_json, choices, console, environment, parsed, print_head
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-WORK = HERE.parent / "build" / "accuracy"
+WORK = RESULTS / "accuracy"
+SCRATCH = HERE.parent / "build" / "accuracy"
 QUICK_STEPS, QUICK_EVAL = 20, 200
 QUICK_TASKS = ("sst2", "mrpc")
 
@@ -68,8 +69,12 @@ def main(
     jobs: Annotated[int, typer.Option(help="Runs at a time; as many as cores / threads.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of a run.", min=1)] = 1,
     work: Annotated[
-        Path, typer.Option(help="Folder of the runs' files: a run that has one is not repeated.")
-    ] = WORK,
+        Path | None,
+        typer.Option(
+            help="Folder of the runs' files: a run that has one is not repeated; "
+            "results/accuracy without it, with --quick and --smoke build/accuracy."
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder of the table's JSON and PNG.")] = RESULTS,
     quick: Annotated[
         bool,
@@ -95,6 +100,7 @@ def main(
         raise typer.BadParameter(
             "--smoke and --quick must not replace real results", param_hint="--output"
         )
+    work = work or (SCRATCH if smoke or quick else WORK)
     spec = _narrowed(SPECS[table], tasks, stress, arms)
     source = Source(data, model)
     plan = Plan(spec, seeds, steps)
