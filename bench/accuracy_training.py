@@ -28,7 +28,6 @@ from int8tile.finetune.session import Session
 from int8tile.finetune.tasks import Task, prepare
 from int8tile.finetune.train import train_arm
 
-
 DECIMALS = 5  # of a curve's values
 
 
