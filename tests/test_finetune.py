@@ -1,5 +1,6 @@
 """Fine-tuning: settings, model, stress, memory, timing, output, and whole runs."""
 
+import dataclasses
 import gc
 import io
 import json
@@ -121,6 +122,8 @@ def test_arms_are_the_configs_they_name():
     assert arms.config("int8", settings).threshold is None
     split = arms.config("int8-split", settings)
     assert (split.threshold, split.outlier_bits, split.granularity) == (4.0, 10, "row")
+    gain = arms.config("int8-gain", settings)
+    assert gain == dataclasses.replace(split, outlier_gain=True)
     assert arms.config("paper-int8", settings).threshold is None
     paper = arms.config("paper-split", settings)
     assert (paper.threshold, paper.granularity, paper.scale) == (4.0, "tensor", "pow2")

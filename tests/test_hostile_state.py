@@ -44,6 +44,15 @@ def test_an_outlier_index_that_does_not_fit_the_count_is_refused():
         ops.linear_grad_weight(g, *saved, 64)
 
 
+def test_exponents_of_gains_outside_of_their_range_are_refused():
+    x, w, g = activations(9, 64), randn(7, 64), randn(9, 7)
+    *saved, index, count = ops.linear_forward(x, w, outlier_gain=True)[1:]
+    for exponent in (-1, 17):
+        index[1, 2] = exponent
+        with pytest.raises(ValueError, match=rf"exponents of gains in 0..16; got {exponent} at 2"):
+            ops.linear_grad_weight(g, *saved, index, count, 64)
+
+
 def test_the_core_refuses_to_detect_outliers_with_a_negative_capacity():
     x = torch.randn(4, 8)
     matrix = (x.data_ptr(), 0, 4, 8, 8, 1)

@@ -27,6 +27,8 @@ def config(arm: str, settings: Settings) -> Int8TileConfig | None:
             return Int8TileConfig(threshold=None)
         case "int8-split":
             return Int8TileConfig(**split)
+        case "int8-gain":
+            return Int8TileConfig(**split, outlier_gain=True)
         case "paper-int8":
             return Int8TileConfig.paper(threshold=None)
         case "paper-split":

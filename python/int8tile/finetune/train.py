@@ -67,7 +67,7 @@ def train_arm(
     config = arms.config(arm, settings)
     conversion = None
     if config is not None:
-        conversion = summarize(convert_(model, config, share_inputs=True))
+        conversion = summarize(convert_(model, config, share_inputs=not config.outlier_gain))
     stress = Stress(model, settings.stress) if settings.stress != 1 else None
     share = settings.batch_size // session.processes.count
     batch = task.collate(task.train[:share])
