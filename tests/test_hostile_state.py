@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from helpers import activations, randn
 from int8tile import _core
 
 ops = torch.ops.int8tile

@@ -106,7 +106,7 @@ class LayerStatistics:
         self._measure_output(x, weight, counts)
 
     def _input(self, x: torch.Tensor, split: tuple[float | None, int, int | None]) -> torch.Tensor:
-        """x as the layer multiplies it, [m, k] float32."""
+        """x as the layer multiplies it (but for gains), [m, k] float32."""
         q, high, low, scale, index, _ = torch.ops.int8tile.quantize_split(x, *split, *self._scales)
         values: torch.Tensor = q.float()
         used = index >= 0
