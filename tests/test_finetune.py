@@ -378,11 +378,12 @@ def test_regression_run(tmp_path, tiny_bert):
     write_task(tmp_path / "glue", ["dev"], "sentence1\tsentence2\tscore\n" + rows)
     run(
         Settings(
-            model=tiny_bert, task="stsb", data=tmp_path / "glue", arms=("bf16", "paper-split"),
-            max_steps=2, batch_size=8, output=tmp_path / "out",
+            model=tiny_bert, task="stsb", data=tmp_path / "glue",
+            arms=("bf16", "int8-gain", "paper-split"), max_steps=2, batch_size=8,
+            output=tmp_path / "out",
         )
     )  # fmt: skip
-    check_run(tmp_path / "out", ["bf16", "paper-split"], ["pearson", "spearman"])
+    check_run(tmp_path / "out", ["bf16", "int8-gain", "paper-split"], ["pearson", "spearman"])
 
 
 def test_mnli_run_reports_both_sets(tmp_path, tiny_bert):
