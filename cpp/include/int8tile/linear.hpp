@@ -21,7 +21,7 @@ struct SavedInput {
 struct PackedWeight {
   const uint8_t* panels = nullptr;  // null: quantise the weight in this call
   const float* scale = nullptr;     // [rows of the operand]
-  // [rows] bits of the absmax of each row (the matrix's with kTensor); null: found in w where needed
+  // [rows] bits of the absmax of each row (the matrix's with kTensor); null: found where needed
   const uint32_t* absmax = nullptr;
 };
 
