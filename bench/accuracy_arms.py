@@ -22,7 +22,8 @@ def _float(model: nn.Module) -> ConversionReport | None:
 
 
 def _int8(model: nn.Module, **options: Any) -> ConversionReport:  # noqa: ANN401 - a config's fields
-    return int8tile.convert_(model, Int8TileConfig(**options), share_inputs=True)
+    config = Int8TileConfig(**options)
+    return int8tile.convert_(model, config, share_inputs=not config.outlier_gain)
 
 
 def _fp8(model: nn.Module) -> ConversionReport:

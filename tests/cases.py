@@ -26,6 +26,7 @@ class Options:
     scale: str = "absmax"
     rounding: str = "nearest"
     seed: int = SEED
+    gain: bool = False  # of outlier columns
 
     @property
     def scales(self):
@@ -37,7 +38,8 @@ class Options:
 
     def __str__(self):
         split = f"split{self.bits}" if self.threshold else "nosplit"
-        return f"{split}-{self.granularity}-{self.scale}-{self.rounding}"
+        gain = "-gain" * self.gain
+        return f"{split}-{self.granularity}-{self.scale}-{self.rounding}{gain}"
 
 
 ALL_SCALES = [Options(granularity=g, scale=s) for g in GRANULARITIES for s in SCALES]
@@ -117,6 +119,15 @@ LAYOUTS = {
     "column_stride_0": lambda array: np.broadcast_to(array[:, :1], array.shape),
     "both_strides_0": lambda array: np.broadcast_to(array[:1, :1], array.shape),
 }
+
+
+def stressed(rng, m, n, k, outliers=4, size=60.0):
+    """x and w whose outlier columns are `size` times as large in x, and as small in w."""
+    x, w = np.clip(normal(rng, m, k), -4, 4), normal(rng, n, k)
+    columns = rng.choice(k, min(outliers, k), replace=False)
+    x[:, columns] *= np.float32(size)
+    w[:, columns] /= np.float32(size)
+    return x, w
 
 
 def ragged(rng, axis, axes, most=20):

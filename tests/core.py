@@ -70,6 +70,7 @@ def capacity_of(options, k):
 class Packed:
     panels: np.ndarray
     scale: np.ndarray
+    absmax: np.ndarray | None = None
 
     @property
     def addresses(self):
@@ -82,7 +83,7 @@ class Forward:
     regular: np.ndarray  # saved panels
     high: np.ndarray
     scale: np.ndarray
-    index: np.ndarray  # [capacity]
+    index: np.ndarray  # [capacity]; with gains [2, capacity], their exponents below
     count: np.ndarray  # found, overflow
 
     @property
@@ -95,13 +96,17 @@ class Forward:
 
     @property
     def columns(self):
-        return self.index[: self.found]
+        return np.atleast_2d(self.index)[0, : self.found]
+
+    @property
+    def gain(self):
+        return np.exp2(self.index[1, : self.found], dtype=np.float32)
 
     @property
     def addresses(self):
         """What the backward calls take of it."""
         arrays = (self.regular, self.high, self.scale, self.index, self.count)
-        return *map(_address, arrays), len(self.index)
+        return *map(_address, arrays), self.index.shape[-1], self.index.ndim == 2
 
 
 def unpack(panels, rows, depth, isa):
@@ -139,7 +144,8 @@ def forward(
     y = Result((m, n), STORAGE[out])
     regular = Result(_panel_bytes(k, m, isa), np.uint8)
     high = Result(_panel_bytes(capacity, m, isa), np.uint8)
-    scale, index = Result(m, np.float32), Result(capacity, np.int32)
+    scale = Result(m, np.float32)
+    index = Result((2, capacity) if options.gain else capacity, np.int32)
     count = Result(2, np.int32)
     _core.linear_forward(
         matrix(x),
@@ -158,6 +164,8 @@ def forward(
         matrix(y.array),
         threads,
         isa,
+        options.gain,
+        0 if packed is None else _address(packed.absmax),
     )
     return Forward(*_checked(y, regular, high, scale, index, count))
 
@@ -262,11 +270,15 @@ def assert_matches_reference(
         threshold=options.threshold,
         outlier_bits=options.bits,
         capacity=capacity_of(options, x.shape[1]),
+        outlier_gain=options.gain,
         **options.scales,
     )
     result = forward(x, w, bias, options, **run)
     assert_same(result.columns.astype(np.int64), split.index)
     assert_same(result.scale, split.scale)
+    if options.gain:
+        assert_same(result.gain, split.gain)
+        assert not result.index[1, result.found :].any()
     assert_same(result.y, store(y, out))
     expected = reference.grad_input(load(g), load(w), **options.grad)
     assert_same(grad_input(g, w, options, **run), store(expected, out))

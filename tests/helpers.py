@@ -88,7 +88,7 @@ class Expected:
 
 def expected_linear(
     x, w, bias, g, *, threshold=5.0, outlier_bits=12, capacity=None, rounding="nearest", seed=0,
-    **scales,
+    outlier_gain=False, **scales,
 ):  # fmt: skip
     """Output and gradients by the reference; x and g are [..., features] tensors."""
     k = w.shape[1]
@@ -99,6 +99,7 @@ def expected_linear(
         threshold=threshold,
         outlier_bits=outlier_bits,
         capacity=capacity_for(k) if capacity is None else capacity,
+        outlier_gain=outlier_gain,
         **scales,
     )
     how = {"rounding": rounding, "seed": seed, **scales}

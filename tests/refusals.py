@@ -104,8 +104,16 @@ ROUNDING = (
     {"rounding": "up"},
 )
 
+ABSMAX = "weight_absmax is only taken with packed_weight and outlier_gain"
+
 VALUE_ERRORS = {
     "linear_forward": [
+        (ABSMAX, lambda: forward(weight_absmax=z(3), outlier_gain=True)),
+        (ABSMAX, lambda: forward(weight_absmax=z(3), **packed())),
+        (
+            "weight_absmax must be contiguous float32 [3]; got torch.float32 [4]",
+            lambda: forward(weight_absmax=z(4), outlier_gain=True, **packed()),
+        ),
         ("input must have 2 dimensions; got [1, 2, 4]", lambda: forward(z(1, 2, 4))),
         (
             "weight must be [n, 4] to match input [2, 4]; got [3, 5]",
@@ -153,6 +161,7 @@ VALUE_ERRORS = {
         ("input_scale must be", lambda: grad_weight(input_scale=f64(2))),
         ("saved_limbs must be", lambda: grad_weight(saved_limbs=u8(1, 1))),
         ("outlier_index must be", lambda: grad_weight(outlier_index=z(4))),
+        ("outlier_index must be", lambda: grad_weight(outlier_index=i64(3, 4))),
         ("outlier_count must be", lambda: grad_weight(outlier_count=i64(2))),
         (f"{SEED} None", lambda: grad_weight(rounding="stochastic")),
     ],

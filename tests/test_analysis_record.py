@@ -130,9 +130,16 @@ def test_overflow_of_the_capacity_is_counted():
 # Numbers are those of the reference.
 
 
-@pytest.mark.parametrize("config", [Int8TileConfig(), PAPER], ids=["default", "paper"])
+@pytest.mark.parametrize(
+    "config",
+    [Int8TileConfig(), PAPER, Int8TileConfig(outlier_gain=True)],
+    ids=["default", "paper", "gain"],
+)
 def test_ratios_and_cosines_are_those_of_the_reference(config):
     model = layer()
+    if config.outlier_gain:  # there are gains where outliers meet small weights
+        with torch.no_grad():
+            model.weight[:, [3, 17, 40]] /= 40
     x, g = planted().requires_grad_(), randn(M, N, seed=5)
     with analysis.record(model, config) as recording:
         model(x).backward(g)
@@ -143,9 +150,16 @@ def test_ratios_and_cosines_are_those_of_the_reference(config):
     exact = x.astype(np.float64) @ w.T.astype(np.float64)
     for arm, threshold in (("plain", None), ("split", 5.0)):
         y, split = reference.linear_forward(
-            x, w, threshold=threshold, capacity=capacity_for(K), **scales
+            x,
+            w,
+            threshold=threshold,
+            capacity=capacity_for(K),
+            outlier_gain=config.outlier_gain,
+            **scales,
         )
-        assert found.snr_db[f"x_{arm}"] == pytest.approx(db(x, dequantized(split)), abs=1e-4)
+        assert config.outlier_gain == (split.gain > 1).any() or arm == "plain"
+        undivided = reference.quantize_split(x, split.index, **scales)
+        assert found.snr_db[f"x_{arm}"] == pytest.approx(db(x, dequantized(undivided)), abs=1e-4)
         assert found.snr_db[f"y_{arm}"] == pytest.approx(db(exact, y), abs=1e-3)
         grad = reference.grad_weight(g, split, **how)
         assert found.cosine[f"grad_weight_{arm}"] == pytest.approx(cosine(g.T @ x, grad), abs=1e-6)

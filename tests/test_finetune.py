@@ -1,5 +1,6 @@
 """Fine-tuning: settings, model, stress, memory, timing, output, and whole runs."""
 
+import dataclasses
 import gc
 import io
 import json
@@ -121,6 +122,8 @@ def test_arms_are_the_configs_they_name():
     assert arms.config("int8", settings).threshold is None
     split = arms.config("int8-split", settings)
     assert (split.threshold, split.outlier_bits, split.granularity) == (4.0, 10, "row")
+    gain = arms.config("int8-gain", settings)
+    assert gain == dataclasses.replace(split, outlier_gain=True)
     assert arms.config("paper-int8", settings).threshold is None
     paper = arms.config("paper-split", settings)
     assert (paper.threshold, paper.granularity, paper.scale) == (4.0, "tensor", "pow2")
@@ -375,11 +378,12 @@ def test_regression_run(tmp_path, tiny_bert):
     write_task(tmp_path / "glue", ["dev"], "sentence1\tsentence2\tscore\n" + rows)
     run(
         Settings(
-            model=tiny_bert, task="stsb", data=tmp_path / "glue", arms=("bf16", "paper-split"),
-            max_steps=2, batch_size=8, output=tmp_path / "out",
+            model=tiny_bert, task="stsb", data=tmp_path / "glue",
+            arms=("bf16", "int8-gain", "paper-split"), max_steps=2, batch_size=8,
+            output=tmp_path / "out",
         )
     )  # fmt: skip
-    check_run(tmp_path / "out", ["bf16", "paper-split"], ["pearson", "spearman"])
+    check_run(tmp_path / "out", ["bf16", "int8-gain", "paper-split"], ["pearson", "spearman"])
 
 
 def test_mnli_run_reports_both_sets(tmp_path, tiny_bert):

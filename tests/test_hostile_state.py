@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from helpers import activations, randn
 from int8tile import _core
 
 ops = torch.ops.int8tile
@@ -42,6 +43,15 @@ def test_an_outlier_index_that_does_not_fit_the_count_is_refused():
     saved[-2][1] = 64
     with pytest.raises(ValueError, match="below 64; got 64 at 1"):
         ops.linear_grad_weight(g, *saved, 64)
+
+
+def test_exponents_of_gains_outside_of_their_range_are_refused():
+    x, w, g = activations(9, 64), randn(7, 64), randn(9, 7)
+    *saved, index, count = ops.linear_forward(x, w, outlier_gain=True)[1:]
+    for exponent in (-1, 17):
+        index[1, 2] = exponent
+        with pytest.raises(ValueError, match=rf"exponents of gains in 0..16; got {exponent} at 2"):
+            ops.linear_grad_weight(g, *saved, index, count, 64)
 
 
 def test_the_core_refuses_to_detect_outliers_with_a_negative_capacity():

@@ -68,6 +68,20 @@ def test_linear_forward_with_a_packed_weight(device):
 
 
 @EACH_INPUT
+def test_outlier_gain(x):
+    x = x("cpu")
+    train = {"requires_grad": x.requires_grad}
+    w, g = randn(7, 40, seed=1, **train), randn(len(x), 7, seed=2)
+    check("linear_forward", x, w, outlier_gain=True)
+    check("linear_forward_only", x, w, outlier_gain=True)
+    check("linear", x, w, outlier_gain=True)
+    check("linear_switched", x, w, None, outlier_gain=True)
+    saved = saved_for(x.detach(), w.detach(), outlier_gain=True)
+    check("linear_grad_weight", g, *saved, 40)
+    check("linear_backward", g, w.detach(), *saved)
+
+
+@EACH_INPUT
 def test_linear_grad_input(x, device):
     g = x(device)
     w = randn(40, 7, seed=1, requires_grad=g.requires_grad, device=device)

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "gain.hpp"
 #include "int8tile/check.hpp"
 #include "int8tile/gemm.hpp"
 #include "int8tile/memory.hpp"
@@ -26,7 +27,7 @@ int64_t saved_limbs_bytes(const Kernel& kernel, int64_t m, int64_t capacity) {
 }
 
 void pack_weight(const MatrixView& weight, const QuantizeSpec& spec, bool transposed,
-                 const CpuFacts& cpu, uint8_t* panels, float* scale) {
+                 const CpuFacts& cpu, uint8_t* panels, float* scale, uint32_t* absmax) {
   QuantizeSpec nearest = spec;
   nearest.rounding = Rounding::kNearest;
   QuantizeTargets targets;
@@ -35,6 +36,7 @@ void pack_weight(const MatrixView& weight, const QuantizeSpec& spec, bool transp
     quantize_columns(weight, nullptr, nearest, cpu, targets, scale);
   } else {
     targets.b = panels;
+    targets.absmax = absmax;
     quantize_rows(weight, nullptr, nearest, cpu, targets, nullptr, scale);
   }
 }
@@ -101,17 +103,16 @@ void clear_unused(const QuantizeInputArgs& args, const GemmPlan& plan, int64_t f
   std::memset(args.saved.high + used, 0, static_cast<std::size_t>(all - used));
 }
 
-}  // namespace
-
-OutlierCounts quantize_input(const QuantizeInputArgs& args, const CpuFacts& cpu) {
+// Quantises x, of which `found` outlier columns are in args.to.index; mask and inv_gain as in
+// OutlierTargets.
+void quantize_found(const QuantizeInputArgs& args, int64_t found, const uint32_t* mask,
+                    const float* inv_gain, const CpuFacts& cpu) {
   const MatrixView& x = args.input;
   const GemmPlan plan =
       plan_gemm(x.rows, 0, x.cols, args.split.capacity, args.split.outlier_bits, cpu);
   Arena block(args.to.block);
   const InputPanels at(block, plan);
-  std::vector<uint32_t> mask(static_cast<std::size_t>(x.cols));
-  const OutlierCounts counts = detect_outliers(x, args.split, cpu, args.to.index, mask.data());
-  clear_unused(args, plan, counts.found);
+  clear_unused(args, plan, found);
 
   if (args.saved.regular)
     prepare_pages(args.saved.regular, saved_input_bytes(*cpu.kernel, x.rows, x.cols), cpu.threads);
@@ -122,14 +123,24 @@ OutlierCounts quantize_input(const QuantizeInputArgs& args, const CpuFacts& cpu)
   targets.b_transposed = args.saved.regular;
   OutlierTargets outliers;
   outliers.index = args.to.index;
-  outliers.mask = mask.data();
-  outliers.count = counts.found;
+  outliers.mask = mask;
+  outliers.inv_gain = inv_gain;
+  outliers.count = found;
   outliers.outlier_bits = args.split.outlier_bits;
   outliers.low_in_place = plan.low_in_place();
   outliers.a_high = at.a_high;
   outliers.a_low = plan.low_in_place() ? nullptr : at.a_low;
   outliers.b_high_transposed = args.saved.high;
   quantize_rows(x, nullptr, args.spec, cpu, targets, &outliers, args.to.scale);
+}
+
+}  // namespace
+
+OutlierCounts quantize_input(const QuantizeInputArgs& args, const CpuFacts& cpu) {
+  const MatrixView& x = args.input;
+  std::vector<uint32_t> mask(static_cast<std::size_t>(x.cols));
+  const OutlierCounts counts = detect_outliers(x, args.split, cpu, args.to.index, mask.data());
+  quantize_found(args, counts.found, mask.data(), nullptr, cpu);
   return counts;
 }
 
@@ -176,6 +187,63 @@ struct InputScratch {
   int32_t* index;
 };
 
+struct GainScratch {
+  GainScratch(Arena& arena, const ForwardArgs& args, const CpuFacts& cpu)
+      : panels(arena.take<uint8_t>(packed_bytes(*cpu.kernel, args.weight.rows, args.weight.cols))),
+        scale(arena.take<float>(args.packed.panels ? 0 : args.weight.rows)),
+        weight_absmax(arena.take<uint32_t>(args.packed.absmax ? 0 : args.weight.rows)),
+        column_absmax(arena.take<uint32_t>(args.split.capacity)),
+        exponent(arena.take<int32_t>(args.split.capacity)),
+        inv_gain(arena.take<float>(args.split.capacity)) {}
+  uint8_t* panels;
+  float* scale;
+  uint32_t *weight_absmax, *column_absmax;
+  int32_t* exponent;
+  float* inv_gain;
+};
+
+// The weight packed, with the gains of `count` outlier columns in it; their exponents are left in
+// at.exponent. Panels of the caller stay as they are: where a column gains, they are copied first.
+PackedWeight pack_with_gains(const ForwardArgs& args, const int32_t* index, int64_t count,
+                             const CpuFacts& cpu, const GainScratch& at) {
+  const MatrixView& w = args.weight;
+  PackedWeight weight = args.packed;
+  bool gains =
+      input_gains(at.column_absmax, count, args.split.capacity, args.split.threshold, at.exponent);
+  if (!weight.panels) {
+    pack_weight(w, args.spec, false, cpu, at.panels, at.scale, at.weight_absmax);
+    weight = {at.panels, at.scale, at.weight_absmax};
+  } else if (gains && !weight.absmax) {
+    weight_absmax(w, args.spec.granularity, cpu, at.weight_absmax);
+    weight.absmax = at.weight_absmax;
+  }
+  gains = gains && weight_gains(w, weight.absmax, index, count, cpu, at.exponent);
+  if (!gains) return weight;
+  if (args.packed.panels) copy_panels(args.packed.panels, w, cpu, at.panels);
+  gain_weight(w, weight.scale, index, count, at.exponent, cpu, at.panels);
+  weight.panels = at.panels;
+  return weight;
+}
+
+// linear_forward with args.outlier_gain: the weight is packed before x is quantised.
+OutlierCounts forward_with_gains(const ForwardArgs& args, const QuantizeInputArgs& input,
+                                 const CpuFacts& cpu) {
+  const Workspace<GainScratch> scratch(args, cpu);
+  const GainScratch& at = scratch.at;
+  std::vector<uint32_t> mask(static_cast<std::size_t>(args.input.cols));
+  const OutlierCounts counts =
+      detect_outliers(args.input, args.split, cpu, input.to.index, mask.data(), at.column_absmax);
+  const PackedWeight weight = pack_with_gains(args, input.to.index, counts.found, cpu, at);
+  for (int64_t t = 0; t < counts.found; ++t)
+    at.inv_gain[t] = 1.0f / static_cast<float>(1 << at.exponent[t]);
+  if (args.gain) std::copy_n(at.exponent, args.split.capacity, args.gain);
+  quantize_found(input, counts.found, mask.data(), at.inv_gain, cpu);
+  linear_multiply({args.input.rows, input.to, args.split.capacity, counts.found, args.weight,
+                   weight, args.spec, args.bias, args.out},
+                  cpu);
+  return counts;
+}
+
 }  // namespace
 
 OutlierCounts linear_forward(const ForwardArgs& args, const CpuFacts& cpu) {
@@ -183,8 +251,9 @@ OutlierCounts linear_forward(const ForwardArgs& args, const CpuFacts& cpu) {
   const InputScratch& at = scratch.at;
   const QuantizedInput input{at.block, args.input_scale ? args.input_scale : at.scale,
                              args.index ? args.index : at.index};
-  const OutlierCounts counts =
-      quantize_input({args.input, args.split, args.spec, args.saved, input}, cpu);
+  const QuantizeInputArgs input_args{args.input, args.split, args.spec, args.saved, input};
+  if (args.outlier_gain) return forward_with_gains(args, input_args, cpu);
+  const OutlierCounts counts = quantize_input(input_args, cpu);
   linear_multiply({args.input.rows, input, args.split.capacity, counts.found, args.weight,
                    args.packed, args.spec, args.bias, args.out},
                   cpu);

@@ -163,6 +163,9 @@ class GradWeight {
   void multiply() const {
     const GradWeightScratch& at = scratch_.at;
     std::fill_n(at.input_scale, args_.in_features, fold_of(args_) ? 1.0f : args_.input_scale[0]);
+    if (args_.gain)
+      for (int64_t t = 0; t < args_.outliers; ++t)
+        at.input_scale[args_.index[t]] *= static_cast<float>(1 << args_.gain[t]);
     GemmOperands operands;
     operands.a = at.a;
     operands.b = args_.saved_regular;

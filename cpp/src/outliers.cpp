@@ -10,7 +10,7 @@
 
 namespace int8tile {
 OutlierCounts detect_outliers(const MatrixView& x, const SplitSpec& split, const CpuFacts& cpu,
-                              int32_t* index, uint32_t* mask) {
+                              int32_t* index, uint32_t* mask, uint32_t* largest) {
   require(split.capacity >= 0, "int8tile::detect_outliers: capacity must not be negative; got ",
           split.capacity);
   std::fill_n(index, split.capacity, -1);
@@ -36,6 +36,9 @@ OutlierCounts detect_outliers(const MatrixView& x, const SplitSpec& split, const
   counts.found = static_cast<int32_t>(columns.size());
   std::copy(columns.begin(), columns.end(), index);
   for (const int32_t j : columns) mask[j] = 0;
+  if (largest)
+    for (std::size_t t = 0; t < columns.size(); ++t)
+      largest[t] = absmax[static_cast<std::size_t>(columns[t])];
   return counts;
 }
 

@@ -20,8 +20,8 @@ namespace int8tile {
 Scale make_scale(uint32_t regular, uint32_t outlier, ScaleKind kind, int outlier_bits) {
   constexpr uint32_t kInf = 0x7f800000;
   const uint32_t largest = std::max(regular, outlier);
-  if (largest >= kInf) return {std::numeric_limits<float>::quiet_NaN(), 0.0f, 0};
-  if (std::bit_cast<float>(largest) < kZeroAbsmax) return {};
+  if (largest >= kInf) return {std::numeric_limits<float>::quiet_NaN(), 0.0f, 0, largest};
+  if (std::bit_cast<float>(largest) < kZeroAbsmax) return {0.0f, 0.0f, 0, largest};
   const float outlier_absmax = std::bit_cast<float>(outlier);
   float scale = std::max(std::bit_cast<float>(regular) / static_cast<float>(kInt8Max),
                          outlier_absmax / static_cast<float>(kOutlierMax));
@@ -30,7 +30,7 @@ Scale make_scale(uint32_t regular, uint32_t outlier, ScaleKind kind, int outlier
   const float inv = 1.0f / scale;
   const auto top = static_cast<uint32_t>(std::nearbyint(outlier_absmax * inv));
   const int shift = std::max(0, static_cast<int>(std::bit_width(top)) - (outlier_bits - 1));
-  return {scale, inv, shift};
+  return {scale, inv, shift, largest};
 }
 
 namespace {
@@ -48,12 +48,19 @@ struct RowMaxima {
   uint32_t outlier = 0;
 };
 
-// gathered // [count] takes the row's outliers
+// gathered // [count] takes the row's outliers, divided by their gains
+void gather_outliers(const Kernel& kernel, const float* row, const OutlierTargets& outliers,
+                     float* gathered) {
+  kernel.gather(row, outliers.index, outliers.count, gathered);
+  if (!outliers.inv_gain) return;
+  for (int64_t t = 0; t < outliers.count; ++t) gathered[t] *= outliers.inv_gain[t];
+}
+
 RowMaxima row_maxima(const Kernel& kernel, const float* row, int64_t cols,
                      const OutlierTargets* outliers, float* gathered) {
   if (!outliers || outliers->count == 0) return {kernel.absmax_bits(row, nullptr, cols), 0};
   const uint32_t regular = kernel.absmax_bits(row, outliers->mask, cols);  // brings in the row
-  kernel.gather(row, outliers->index, outliers->count, gathered);
+  gather_outliers(kernel, row, *outliers, gathered);
   return {regular, kernel.absmax_bits(gathered, nullptr, outliers->count)};
 }
 
@@ -135,9 +142,10 @@ struct RowPass {
       s = scale_of(row_maxima(kernel, row, x.cols, outliers, gathered), spec, outliers);
     } else {
       s = *tensor;
-      if (count > 0) kernel.gather(row, outliers->index, count, gathered);
+      if (count > 0) gather_outliers(kernel, row, *outliers, gathered);
     }
     scale[i] = s.scale;
+    if (targets.absmax) targets.absmax[i] = s.absmax;
     std::memset(q + x.cols, 0, static_cast<std::size_t>(scratch.stride - x.cols));
     if (s.inv == 0.0f) {
       std::memset(q, 0, static_cast<std::size_t>(x.cols));

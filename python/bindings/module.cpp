@@ -49,17 +49,21 @@ void forward(const Matrix& input, const Matrix& weight, const Matrix& bias, Addr
              Address packed_scale, float threshold, int outlier_bits, int64_t capacity,
              const std::string& granularity, const std::string& scale, Address saved_regular,
              Address saved_high, Address input_scale, Address index, Address count,
-             const Matrix& out, int threads, const std::string& isa) {
+             const Matrix& out, int threads, const std::string& isa, bool outlier_gain,
+             Address weight_absmax) {
   ForwardArgs args;
   args.input = view(input);
   args.weight = view(weight);
   args.bias = view(bias);
-  args.packed = {pointer<const uint8_t>(packed), pointer<const float>(packed_scale)};
+  args.packed = {pointer<const uint8_t>(packed), pointer<const float>(packed_scale),
+                 pointer<const uint32_t>(weight_absmax)};
+  args.outlier_gain = outlier_gain;
   args.split = {threshold, outlier_bits, capacity};
   args.spec = spec_of(granularity, scale);
   args.saved = {pointer<uint8_t>(saved_regular), pointer<uint8_t>(saved_high)};
   args.input_scale = pointer<float>(input_scale);
   args.index = pointer<int32_t>(index);
+  if (outlier_gain && index) args.gain = args.index + capacity;
   args.out = output(out);
   const CpuFacts cpu = cpu_facts(threads, isa);
   const py::gil_scoped_release release;
@@ -115,12 +119,21 @@ GradInputArgs grad_input_args(const Matrix& grad_output, const Matrix& weight, A
   return args;
 }
 
-// What linear_forward saved of x.
-using Saved = std::tuple<Address, Address, Address, Address, Address, int64_t>;
+// What linear_forward saved of x: regular and high panels, scale, index, count, the capacity and
+// whether exponents of gains follow the index, [2, capacity].
+using Saved = std::tuple<Address, Address, Address, Address, Address, int64_t, bool>;
+
+const int32_t* read_gains(const char* who, const int32_t* gain, int64_t found) {
+  for (int64_t t = 0; t < found; ++t)
+    require(gain[t] >= 0 && gain[t] <= kMaxGainExponent, who,
+            ": outlier_index must hold exponents of gains in 0..", kMaxGainExponent, "; got ",
+            gain[t], " at ", t);
+  return gain;
+}
 
 GradWeightArgs grad_weight_args(const char* who, const Matrix& grad_output, const Saved& saved,
                                 const QuantizeSpec& spec, const Matrix& out, Address grad_bias) {
-  const auto [regular, high, input_scale, index, count, capacity] = saved;
+  const auto [regular, high, input_scale, index, count, capacity, gains] = saved;
   GradWeightArgs args;
   args.grad_output = view(grad_output);
   args.saved_regular = pointer<const uint8_t>(regular);
@@ -129,6 +142,7 @@ GradWeightArgs grad_weight_args(const char* who, const Matrix& grad_output, cons
   args.index = pointer<const int32_t>(index);
   args.in_features = std::get<3>(out);
   args.outliers = read_found(who, count, index, capacity, args.in_features);
+  if (gains) args.gain = read_gains(who, args.index + capacity, args.outliers);
   args.spec = spec;
   // With one scale for the tensor both backward GEMMs share one q(g), so one stream of bits.
   args.spec.gemm_id = spec.granularity == Granularity::kTensor ? 1 : 2;
@@ -315,7 +329,8 @@ PYBIND11_MODULE(_core, m) {
         py::arg("packed"), py::arg("packed_scale"), py::arg("threshold"), py::arg("outlier_bits"),
         py::arg("capacity"), py::arg("granularity"), py::arg("scale"), py::arg("saved_regular"),
         py::arg("saved_high"), py::arg("input_scale"), py::arg("index"), py::arg("count"),
-        py::arg("out"), py::arg("threads"), py::arg("isa") = "");
+        py::arg("out"), py::arg("threads"), py::arg("isa") = "", py::arg("outlier_gain") = false,
+        py::arg("weight_absmax") = 0);
   m.def(
       "quantized_input_bytes",
       [](int64_t rows, int64_t k, int64_t capacity) {

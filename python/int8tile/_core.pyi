@@ -2,9 +2,9 @@
 row stride, column stride) with strides in elements."""
 
 _Matrix = tuple[int, int, int, int, int, int]
-# Addresses of the saved input, its limbs, its scales, the outlier index and the outlier count, and
-# the outlier capacity.
-_Saved = tuple[int, int, int, int, int, int]
+# Addresses of the saved input, its limbs, its scales, the outlier index and the outlier count, the
+# outlier capacity, and whether exponents of gains follow the index: [2, capacity].
+_Saved = tuple[int, int, int, int, int, int, bool]
 
 # Of the functions cuda_*, which only builds with the CUDA backend have: device index, stream and
 # address of the workspace; addresses of the values, high limbs, low limbs (0: in place), saved
@@ -94,6 +94,8 @@ def linear_forward(
     out: _Matrix,
     threads: int,
     isa: str = "",
+    outlier_gain: bool = False,
+    weight_absmax: int = 0,
 ) -> None: ...
 def quantized_input_bytes(m: int, k: int, capacity: int) -> int: ...
 def quantize_input(

@@ -67,6 +67,10 @@ class Int8TileConfig:
         forward: int8 for y = x @ w.T; False computes it in the input's dtype.
         grad_input: the same for grad_x = g @ w.
         grad_weight: the same for grad_w = g.T @ x.
+        outlier_gain: multiply each outlier column of the weight by the largest power of two that
+            keeps it within the absmax of its rows, and divide the input's column by it, as far as
+            that stays above the threshold. The product is the same; where a large input feature
+            meets small weights, these keep more of their bits.
         min_tokens: a call with fewer rows than this (the product of the input's leading
             dimensions) runs `torch.nn.functional.linear`, forward and backward, with nothing in
             int8. 0: never. For generation and single-row evaluation while the weight is trained,
@@ -91,6 +95,7 @@ class Int8TileConfig:
     grad_input: bool = True
     grad_weight: bool = True
     min_tokens: int = 0
+    outlier_gain: bool = False
 
     def __post_init__(self) -> None:
         who = "int8tile.Int8TileConfig"
@@ -110,6 +115,8 @@ class Int8TileConfig:
             raise ValueError(
                 f"{who}: outlier_capacity must be None or >= 0; got {self.outlier_capacity}"
             )
+        if not isinstance(self.outlier_gain, bool):
+            raise TypeError(f"{who}: outlier_gain must be a bool; got {self.outlier_gain!r}")
         if not isinstance(self.min_tokens, Integral):
             raise TypeError(f"{who}: min_tokens must be an int; got {self.min_tokens!r}")
         if self.min_tokens < 0:

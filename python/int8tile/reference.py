@@ -19,6 +19,7 @@ INT8_MAX = 127
 OUTLIER_MAX = 16383  # two limbs hold a sign and 14 bits
 ZERO_ABSMAX = np.float32(1e-30)  # a row whose absmax is below this counts as zero
 SLICE_DEPTH = 131072  # the deepest K whose int8 products always fit int32
+MAX_GAIN_EXPONENT = 16
 _ONE = np.float32(1)
 
 
@@ -40,6 +41,7 @@ class Split:
     low: Int8Array  # [m, outliers], 0..127
     scale: FloatArray  # [m]
     index: IntArray  # [outliers], ascending
+    gain: FloatArray  # [outliers], powers of two that the outlier columns were divided by
 
 
 def absmax(x: FloatArray, axis: int | None = None) -> FloatArray:
@@ -94,6 +96,37 @@ def _row_scales(
         rows = len(x)
         return Scales(one.scale.repeat(rows), one.inv.repeat(rows), one.shift.repeat(rows))
     return make_scales(regular, limbs, kind, outlier_bits)
+
+
+def outlier_gains(
+    x: FloatArray, w: FloatArray, index: IntArray, threshold: float, granularity: str = "row"
+) -> FloatArray:
+    """Powers of two by which outlier columns of x are divided and those of w multiplied.
+
+    The largest c in 1..2**16 with c * |w[n,j]| <= absmax of row n of w, for all n, and
+    c * threshold <= max_i |x[i,j]|; 1 for a column of zeros. Rows of w whose integers are all 0,
+    because their absmax is below `ZERO_ABSMAX` or not finite, do not count.
+
+    Args:
+        x: [m, k] float32 activations.
+        w: [n, k] float32 weight.
+        index: outlier columns of x.
+        threshold: gamma.
+        granularity: "row", or "tensor": the absmax of the matrix stands for that of each row.
+
+    Returns:
+        [outliers] float32.
+    """
+    largest = absmax(np.where(np.isfinite(x), x, np.float32(0)), axis=0).astype(np.float64)
+    rows = absmax(w, axis=None if granularity == "tensor" else 1)
+    rows = np.broadcast_to(rows, len(w))
+    counted = np.isfinite(rows) & (rows >= ZERO_ABSMAX)
+    room, column = rows[counted, None].astype(np.float64), np.abs(w[counted][:, index], dtype=float)
+    gain = np.ones(len(index))
+    for _ in range(MAX_GAIN_EXPONENT):  # exact: float64 has bits to spare
+        fits = (2 * gain * column <= room).all(axis=0) & (column > 0).any(axis=0)
+        gain *= np.where(fits & (2 * gain * np.float32(threshold) <= largest[index]), 2, 1)
+    return gain.astype(np.float32)
 
 
 def _mix(x: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
@@ -170,20 +203,39 @@ def quantize_split(
     outlier_bits: int = 12,
     granularity: str = "row",
     scale: str = "absmax",
+    gain: FloatArray | None = None,
 ) -> Split:
-    """Quantise activations with the columns `index` as two-limb integers of `outlier_bits` bits."""
+    """Quantise activations with the columns `index` as two-limb integers of `outlier_bits` bits,
+    divided by `gain` [outliers], powers of two (None: ones)."""
     x = np.asarray(x, np.float32)
-    regular = x.copy()
+    gain = np.ones(len(index), np.float32) if gain is None else gain
+    regular, outlier = x.copy(), x[:, index] / gain
     regular[:, index] = 0
-    s = _row_scales(regular, x[:, index], granularity, scale, outlier_bits)
+    s = _row_scales(regular, outlier, granularity, scale, outlier_bits)
     with np.errstate(all="ignore"):
         q = _round(regular * s.inv[:, None], INT8_MAX, "nearest", 0, 0).astype(np.int8)
         step = np.exp2(-s.shift[:, None]).astype(np.float32)
-        v = _round(
-            x[:, index] * s.inv[:, None] * step, 2 ** (outlier_bits - 1) - 1, "nearest", 0, 0
-        )
+        v = _round(outlier * s.inv[:, None] * step, 2 ** (outlier_bits - 1) - 1, "nearest", 0, 0)
     v = v << s.shift[:, None]
-    return Split(q, (v >> 7).astype(np.int8), (v & 127).astype(np.int8), s.scale, index)
+    return Split(q, (v >> 7).astype(np.int8), (v & 127).astype(np.int8), s.scale, index, gain)
+
+
+def quantize_gained(
+    w: FloatArray,
+    index: IntArray,
+    gain: FloatArray,
+    *,
+    granularity: str = "row",
+    scale: str = "absmax",
+) -> tuple[Int8Array, FloatArray]:
+    """q [n, k] and row scales of a weight, its columns `index` multiplied by `gain` but with the
+    scales of the weight as it was."""
+    w8, w_scale = quantize(w, granularity=granularity, scale=scale)
+    with np.errstate(all="ignore"):
+        inv = np.where(w_scale > 0, _ONE / w_scale, np.float32(0))
+        columns = _round(w[:, index] * gain * inv[:, None], INT8_MAX, "nearest", 0, 0)
+    w8[:, index] = columns.astype(np.int8)
+    return w8, w_scale
 
 
 def slices_of(depth: int, capacity: int = 0) -> list[tuple[int, int]]:
@@ -231,6 +283,7 @@ def linear_forward(
     capacity: int = 32,
     granularity: str = "row",
     scale: str = "absmax",
+    outlier_gain: bool = False,
 ) -> tuple[FloatArray, Split]:
     """y = x @ w.T + bias in int8 with outlier columns in two limbs.
 
@@ -243,6 +296,8 @@ def linear_forward(
         capacity: the most outlier columns.
         granularity: "row" or "tensor" scales of x and w.
         scale: "absmax" or "pow2".
+        outlier_gain: move powers of two from outlier columns of x to those of w, see
+            `outlier_gains`.
 
     Returns:
         y [m, n] float32 and the quantised x.
@@ -250,10 +305,13 @@ def linear_forward(
     index = np.zeros(0, np.int64)
     if threshold:
         index, _ = find_outliers(x, threshold, capacity)
+    gain = np.ones(len(index), np.float32)
+    if outlier_gain and threshold:
+        gain = outlier_gains(x, w, index, threshold, granularity)
     split = quantize_split(
-        x, index, outlier_bits=outlier_bits, granularity=granularity, scale=scale
+        x, index, outlier_bits=outlier_bits, granularity=granularity, scale=scale, gain=gain
     )
-    w8, w_scale = quantize(w, granularity=granularity, scale=scale)
+    w8, w_scale = quantize_gained(w, index, gain, granularity=granularity, scale=scale)
     y = np.zeros((len(x), len(w)), np.float32)
     for begin, end in slices_of(x.shape[1], capacity if threshold else 0):
         acc = gemm(split.q[:, begin:end], w8[:, begin:end])
@@ -314,6 +372,7 @@ def grad_weight(
     )
     k = split.q.shape[1]
     x_scale = np.full(k, split.scale[0] if tensor and len(g) else 1, np.float32)
+    x_scale[split.index] *= split.gain
     total = np.zeros((g.shape[1], k), np.float32)
     for begin, end in slices_of(len(g)):
         here = slice(begin, end)

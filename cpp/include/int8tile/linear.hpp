@@ -21,6 +21,8 @@ struct SavedInput {
 struct PackedWeight {
   const uint8_t* panels = nullptr;  // null: quantise the weight in this call
   const float* scale = nullptr;     // [rows of the operand]
+  // [rows] bits of the absmax of each row (the matrix's with kTensor); null: found where needed
+  const uint32_t* absmax = nullptr;
 };
 
 int64_t packed_bytes(const Kernel& kernel, int64_t rows, int64_t depth);
@@ -28,8 +30,9 @@ int64_t saved_input_bytes(const Kernel& kernel, int64_t m, int64_t k);
 int64_t saved_limbs_bytes(const Kernel& kernel, int64_t m, int64_t capacity);
 
 /// B panels of w[n,k] for the forward GEMM (transposed = false), or of w.T for grad_input.
+/// absmax // [n] bits that gave each row its scale, not transposed only; null: not wanted
 void pack_weight(const MatrixView& weight, const QuantizeSpec& spec, bool transposed,
-                 const CpuFacts& cpu, uint8_t* panels, float* scale);
+                 const CpuFacts& cpu, uint8_t* panels, float* scale, uint32_t* absmax = nullptr);
 
 /// x quantised for the forward GEMM; several weights may be multiplied with it.
 struct QuantizedInput {
@@ -68,14 +71,16 @@ void linear_multiply(const MultiplyArgs& args, const CpuFacts& cpu);
 
 struct ForwardArgs {
   MatrixView input;   // x [m, k]
-  MatrixView weight;  // w [n, k]; its data is not read where `packed` is given
+  MatrixView weight;  // w [n, k]; where `packed` is given, its data is only read for gains
   PackedWeight packed;
   MatrixView bias;  // [1, n]; data null: none
   SplitSpec split;
+  bool outlier_gain = false;     // outlier columns of x divided, those of w multiplied by 2^e
   QuantizeSpec spec;             // of x and w
   SavedInput saved;              // null members: nothing is kept for backward
   float* input_scale = nullptr;  // [m]; null: not wanted
   int32_t* index = nullptr;      // [capacity]; null: not wanted
+  int32_t* gain = nullptr;       // e [capacity], with outlier_gain; null: not wanted
   OutputView out;                // y [m, n]
 };
 
@@ -100,6 +105,7 @@ struct GradWeightArgs {
   const uint8_t* saved_high = nullptr;
   const float* input_scale = nullptr;  // s_x [m]
   const int32_t* index = nullptr;      // outlier columns, ascending
+  const int32_t* gain = nullptr;       // e [outliers]: x was divided by 2^e there; null: zeros
   int64_t outliers = 0;
   int64_t in_features = 0;  // k
   QuantizeSpec spec;

@@ -15,9 +15,10 @@ struct OutlierCounts {
 ///
 /// index  // [capacity] int32, ascending, unused slots -1
 /// mask   // [cols] uint32, 0 at outlier columns, else 0x7fffffff
+/// largest  // [capacity] bits of the finite absmax of the columns found; null: not wanted
 /// More than `capacity`: the ones with the largest absmax are kept, ties to the lower index.
 /// A capacity of 0 turns the split off: x is not read.
 OutlierCounts detect_outliers(const MatrixView& x, const SplitSpec& split, const CpuFacts& cpu,
-                              int32_t* index, uint32_t* mask);
+                              int32_t* index, uint32_t* mask, uint32_t* largest = nullptr);
 
 }  // namespace int8tile

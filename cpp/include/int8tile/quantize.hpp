@@ -16,6 +16,7 @@ struct Scale {
   float scale = 0.0f;
   float inv = 0.0f;
   int shift = 0;
+  uint32_t absmax = 0;  // bits of what it was made for, the larger of the two parts
 };
 
 /// Scale of values whose absmax has the bits `regular` (INT8 part) and `outlier` (limb part).
@@ -38,12 +39,14 @@ struct QuantizeTargets {
   // Row sums for the panels of A: [slices][rows of the operand], times -b_offset.
   int32_t* compensation = nullptr;
   const std::vector<Slice>* slices = nullptr;  // ranges of the operand's depth; null: one
+  uint32_t* absmax = nullptr;  // [rows] bits that gave each row its scale; by quantize_rows
 };
 
 /// Where the limbs of the outlier columns go. `count` columns were found, room is for `capacity`.
 struct OutlierTargets {
-  const int32_t* index = nullptr;  // [count]
-  const uint32_t* mask = nullptr;  // [cols]
+  const int32_t* index = nullptr;   // [count]
+  const uint32_t* mask = nullptr;   // [cols]
+  const float* inv_gain = nullptr;  // [count] multiplies the outlier columns first; null: ones
   int64_t count = 0;
   int outlier_bits = 12;
   bool low_in_place = false;  // the low limb stands at its own column of the regular part

@@ -10,6 +10,7 @@ inline constexpr int kLimbBits = 7;        // v = 128 * high + low, low in [0, 1
 inline constexpr int kOutlierMax = 16383;  // two limbs hold a sign and 14 bits
 inline constexpr int kMinOutlierBits = 8;
 inline constexpr int kMaxOutlierBits = 15;
+inline constexpr int kMaxGainExponent = 16;   // an outlier column's gain is at most 2^16
 inline constexpr float kZeroAbsmax = 1e-30f;  // a row whose absmax is below this counts as zero
 
 enum class DType { kFloat32, kBFloat16, kFloat16 };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,6 +59,11 @@ class LayerStatistics:
         return self.config.granularity, self.config.scale
 
     @property
+    def _gain(self) -> tuple[Any, ...]:
+        """The last arguments of int8tile::linear_forward and linear_forward_only."""
+        return (None, None, True) if self.config.outlier_gain else ()
+
+    @property
     def _plain(self) -> tuple[None, int, None]:
         return None, self.config.outlier_bits, None
 
@@ -100,7 +106,7 @@ class LayerStatistics:
         self._measure_output(x, weight, counts)
 
     def _input(self, x: torch.Tensor, split: tuple[float | None, int, int | None]) -> torch.Tensor:
-        """x as the layer multiplies it, [m, k] float32."""
+        """x as the layer multiplies it (but for gains), [m, k] float32."""
         q, high, low, scale, index, _ = torch.ops.int8tile.quantize_split(x, *split, *self._scales)
         values: torch.Tensor = q.float()
         used = index >= 0
@@ -116,7 +122,7 @@ class LayerStatistics:
 
         def snr(split: tuple[float | None, int, int | None]) -> SignalToNoise:
             y = torch.ops.int8tile.linear_forward_only(
-                x, weight, None, *split, *self._scales, torch.float32
+                x, weight, None, *split, *self._scales, torch.float32, *self._gain
             )
             measured = SignalToNoise()
             measured.add(exact, y)
@@ -174,6 +180,9 @@ class LayerStatistics:
     def _save(
         self, x: torch.Tensor, weight: torch.Tensor, split: tuple[float | None, int, int | None]
     ) -> Saved:
-        # No output features: x is quantised for backward, and nothing multiplied.
-        _, *saved = torch.ops.int8tile.linear_forward(x, weight[:0], None, *split, *self._scales)
+        # No output features: x is quantised for backward, and nothing multiplied. Gains need w.
+        weight = weight if self._gain else weight[:0]
+        _, *saved = torch.ops.int8tile.linear_forward(
+            x, weight, None, *split, *self._scales, None, *self._gain
+        )
         return list(saved)

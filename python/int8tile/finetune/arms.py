@@ -30,6 +30,8 @@ def config(arm: str, settings: Settings) -> Int8TileConfig | None:
             return Int8TileConfig(threshold=None)
         case "int8-split":
             return Int8TileConfig(**split)
+        case "int8-gain":
+            return Int8TileConfig(**split, outlier_gain=True)
         case "paper-int8":
             return Int8TileConfig.paper(threshold=None)
         case "paper-split":
@@ -49,4 +51,7 @@ def convert(arm: str, settings: Settings, model: nn.Module) -> ConversionReport 
         What was converted, or None for an arm in floating point.
     """
     chosen = config(arm, settings)
-    return None if chosen is None else convert_(model, chosen, share_inputs=True)
+    if chosen is None:
+        return None
+    # Gains depend on the weight, so layers with them cannot share an input.
+    return convert_(model, chosen, share_inputs=not chosen.outlier_gain)

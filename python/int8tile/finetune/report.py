@@ -21,6 +21,7 @@ COLORS = {
     "bf16": "#009E73",
     "int8": "#E69F00",
     "int8-split": "#0072B2",
+    "int8-gain": "#D55E00",
     "paper-int8": "#CC79A7",
     "paper-split": "#56B4E9",
 }

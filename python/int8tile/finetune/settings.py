@@ -12,7 +12,7 @@ SQUAD_TASKS = ("squad", "squad_v2")
 HUB_TASKS = (*GLUE_TASKS, *SQUAD_TASKS)  # read from the hub where there is no --data
 TASK_NAMES = ("docstrings", *HUB_TASKS, "clm", "custom")
 METRIC_NAMES = ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman")
-ARM_NAMES = ("fp32", "bf16", "int8", "int8-split", "paper-int8", "paper-split")
+ARM_NAMES = ("fp32", "bf16", "int8", "int8-split", "int8-gain", "paper-int8", "paper-split")
 DEFAULT_ARMS = ("fp32", "int8", "int8-split")
 OUTLIER_BITS = range(8, 16)
 MAX_LENGTH, SQUAD_MAX_LENGTH = 128, 384  # tokens, where the settings leave it open
@@ -41,7 +41,8 @@ class Settings:
         metrics: Metrics of a classification or regression, the headline first: some of
             `METRIC_NAMES`; None takes the task's own.
         arms: What to compare, in order: some of `ARM_NAMES`.
-        threshold: Activations above it are outliers, in real units (int8-split, paper-split).
+        threshold: Activations above it are outliers, in real units (int8-split, int8-gain,
+            paper-split).
         outlier_bits: Significant bits of an outlier, 8..15.
         stress: Factor K of the injected outliers (see `stress.Stress`); 1 injects none.
         max_steps: The most optimizer steps; None runs all epochs.

@@ -120,12 +120,14 @@ def convert_(
 
     Raises:
         TypeError: config or its values, or min_features, are of another type.
-        ValueError: min_features is negative, or INT8TILE_ISA is unknown.
+        ValueError: min_features is negative, share_inputs is asked for together with outlier_gain,
+            or INT8TILE_ISA is unknown.
         NotImplementedError: INT8TILE_ISA names an instruction set that this CPU lacks.
     """
     config = Int8TileConfig() if config is None else config
     check_config("int8tile.convert_", config)
     check_min_features("int8tile.convert_", min_features)
+    _check_sharing(config, share_inputs)
     slow = _core.kernel_verdict()
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     report = ConversionReport()
@@ -182,6 +184,15 @@ def check_config(who: str, config: object) -> None:
         raise TypeError(
             f"{who}: config must be an Int8TileConfig or a mapping of name "
             f"patterns to them; got {type(value).__name__}"
+        )
+
+
+def _check_sharing(config: Int8TileConfig | ConfigMapping, share: bool) -> None:
+    configs = list(config.values()) if isinstance(config, Mapping) else [config]
+    if share and any(c.outlier_gain for c in configs if c is not None):
+        raise ValueError(
+            "int8tile.convert_: share_inputs must be False with outlier_gain, which divides the "
+            "input of each layer as its weight allows; got both"
         )
 
 

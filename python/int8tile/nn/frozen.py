@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ class _Entry:
     bytes: int
     fingerprint: int
     packed: Packed
+    absmax: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,20 @@ class FrozenWeightCache:
         if device == "cpu":
             return self._pack(weight, granularity, scale, transpose)
         return self._refresh(weight, granularity, scale, transpose) if device == "cuda" else None
+
+    def absmax(self, weight: torch.Tensor, granularity: str) -> torch.Tensor | None:
+        """[n] float32 absmax of the rows of the `weight` that get(..., False) has just given.
+
+        With granularity "tensor" that of the matrix in all places; None where nothing is kept.
+        """
+        entry = self._entries.get(False)
+        if entry is None or weight.numel() == 0:
+            return None
+        if entry.absmax is None:
+            rows = weight.detach().abs().amax(1).float()
+            rows = rows.amax().repeat(len(rows)) if granularity == "tensor" else rows
+            entry = self._entries[False] = replace(entry, absmax=rows)
+        return entry.absmax
 
     def _pack(self, weight: torch.Tensor, granularity: str, scale: str, transpose: bool) -> Packed:
         key = (weight.data_ptr(), weight._version, granularity, scale)

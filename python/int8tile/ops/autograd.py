@@ -28,6 +28,9 @@ class WeightCache(Protocol):
     ) -> Packed | None:
         """Packed panels and scales of `weight`, or None if it may change between calls."""
 
+    def absmax(self, weight: torch.Tensor, granularity: str) -> torch.Tensor | None:
+        """[n] float32 absmax of the rows of the `weight` that get(..., False) has just given."""
+
 
 def _draw_seed(rounding: str, device: torch.device) -> torch.Tensor | None:
     if rounding != "stochastic":
@@ -84,6 +87,7 @@ class LinearFunction(torch.autograd.Function):
         cache: WeightCache | None,
         seed: torch.Tensor | None,
         quantized: Quantized | None,
+        outlier_gain: bool,
     ) -> torch.Tensor:
         """Run the forward GEMM and save what backward needs, int8 where it is int8."""
         granularity, scale, _ = scales
@@ -93,16 +97,17 @@ class LinearFunction(torch.autograd.Function):
         save = needs_weight and grad_weight_int8
         if forward_int8:
             packed = cache.get(weight, granularity, scale, False) if cache else None
+            weights = _weights(weight, granularity, packed, cache, outlier_gain)
             if quantized is not None:
                 output = _multiply(quantized, weight, bias, scales, out_dtype, packed)
                 saved = list(quantized[1:])
             elif save:
                 output, *saved = torch.ops.int8tile.linear_forward(
-                    x, weight, bias, *split, granularity, scale, out_dtype, *(packed or ())
+                    x, weight, bias, *split, granularity, scale, out_dtype, *weights
                 )
             else:
                 output = torch.ops.int8tile.linear_forward_only(
-                    x, weight, bias, *split, granularity, scale, out_dtype, *(packed or ())
+                    x, weight, bias, *split, granularity, scale, out_dtype, *weights
                 )
         else:
             cast = None if bias is None else bias.to(out_dtype)
@@ -149,7 +154,22 @@ class LinearFunction(torch.autograd.Function):
         if grad_input is not None:
             grad_input = _unflatten(grad_input, ctx.lead)
         grad_bias = sums.to(ctx.dtypes[2]) if needs_bias and sums is not None else None
-        return grad_input, grad_weight, grad_bias, *(None,) * 7
+        return grad_input, grad_weight, grad_bias, *(None,) * 8
+
+
+def _weights(
+    weight: torch.Tensor,
+    granularity: str,
+    packed: Packed | None,
+    cache: WeightCache | None,
+    outlier_gain: bool,
+) -> tuple[Any, ...]:
+    """The last arguments of int8tile::linear_forward, after out_dtype."""
+    if not outlier_gain:
+        return packed or ()
+    if packed is None or cache is None:
+        return None, None, True
+    return *packed, True, cache.absmax(weight, granularity)
 
 
 def _multiply(
@@ -195,6 +215,7 @@ def linear(
     switches: tuple[bool, bool, bool] = (True, True, True),
     cache: WeightCache | None = None,
     shared: SharedInput | None = None,
+    outlier_gain: bool = False,
 ) -> torch.Tensor:
     """Apply a linear layer in int8; differentiable once.
 
@@ -209,6 +230,7 @@ def linear(
         switches: int8 for forward, grad_input and grad_weight.
         cache: packed copies of a frozen weight.
         shared: where layers with the same input find it quantised.
+        outlier_gain: move powers of two from outlier columns of the input to those of the weight.
 
     Returns:
         [..., n] in the input's dtype, or in the autocast dtype under autocast.
@@ -219,10 +241,18 @@ def linear(
         NotImplementedError: a device without int8tile kernels.
     """
     who = "int8tile::linear"
+    if outlier_gain and shared is not None:
+        raise ValueError(
+            f"{who}: outlier_gain depends on the weight, so a layer with it cannot share its "
+            "quantised input (convert with share_inputs=False or outlier_gain=False)"
+        )
     check_options(who, split[0], split[1], *scales)
     checks.check_linear(who, input, weight, bias)
     if sharding.is_distributed(input, weight, bias):
-        local = partial(linear, split=split, scales=scales, switches=switches, cache=cache)
+        local = partial(
+            linear, split=split, scales=scales, switches=switches, cache=cache,
+            outlier_gain=outlier_gain,
+        )  # fmt: skip
         return sharding.linear(who, local, input, weight, bias)
     device = input.device.type
     if device not in checks.DEVICES:
@@ -248,13 +278,15 @@ def linear(
         quantized = shared.quantize(input, split, scales[0], scales[1], save)
     if needs_grad or not switches[0]:
         apply: Callable[..., torch.Tensor] = LinearFunction.apply
-        return apply(input, weight, bias, split, scales, switches, dtype, cache, seed, quantized)
+        how = (split, scales, switches, dtype, cache, seed, quantized, outlier_gain)
+        return apply(input, weight, bias, *how)
     packed = cache.get(weight, scales[0], scales[1], False) if cache else None
     if quantized is not None:
         output = _multiply(quantized, weight, bias, scales, dtype, packed)
     else:
+        weights = _weights(weight, scales[0], packed, cache, outlier_gain)
         output = torch.ops.int8tile.linear_forward_only(
-            _matrix(input), weight, bias, *split, *scales[:2], dtype, *(packed or ())
+            _matrix(input), weight, bias, *split, *scales[:2], dtype, *weights
         )
     return _unflatten(output, input.shape[:-1])
 
@@ -269,9 +301,11 @@ def _linear(
     granularity: str = "row",
     scale: str = "absmax",
     grad_rounding: str = "nearest",
+    outlier_gain: bool = False,
 ) -> torch.Tensor:
     split = (threshold, outlier_bits, outlier_capacity)
-    return linear(input, weight, bias, split, (granularity, scale, grad_rounding))
+    scales = (granularity, scale, grad_rounding)
+    return linear(input, weight, bias, split, scales, outlier_gain=outlier_gain)
 
 
 def _linear_switched(
@@ -287,10 +321,12 @@ def _linear_switched(
     forward: bool = True,
     grad_input: bool = True,
     grad_weight: bool = True,
+    outlier_gain: bool = False,
 ) -> torch.Tensor:
     split = (threshold, outlier_bits, outlier_capacity)
     scales = (granularity, scale, grad_rounding)
-    return linear(input, weight, bias, split, scales, (forward, grad_input, grad_weight))
+    switches = (forward, grad_input, grad_weight)
+    return linear(input, weight, bias, split, scales, switches, outlier_gain=outlier_gain)
 
 
 _COMPOSITES: dict[str, Callable[..., torch.Tensor]] = {

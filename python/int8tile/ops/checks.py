@@ -173,6 +173,42 @@ def check_packed(
     check_layout(who, "weight_scale", scale, torch.float32, (rows,))
 
 
+def check_gain_device(who: str, outlier_gain: bool, device: torch.device) -> None:
+    """Raise NotImplementedError for gains on a device without kernels for them."""
+    if outlier_gain and device.type == "cuda":
+        raise NotImplementedError(
+            f"{who}: outlier_gain runs on cpu; got a tensor on {device} (leave the option out)"
+        )
+
+
+def check_gain(
+    who: str,
+    first: torch.Tensor,
+    outlier_gain: bool,
+    packed: torch.Tensor | None,
+    absmax: torch.Tensor | None,
+    rows: int,
+) -> None:
+    """Check the option outlier_gain, and the absmax of a packed weight's rows.
+
+    Raises:
+        NotImplementedError: gains on a device without kernels for them.
+        ValueError: an absmax without a packed weight and gains, or one that does not fit.
+    """
+    check_gain_device(who, outlier_gain, first.device)
+    if absmax is None:
+        return
+    if packed is None or not outlier_gain:
+        raise ValueError(f"{who}: weight_absmax is only taken with packed_weight and outlier_gain")
+    check_device(who, first, weight_absmax=absmax)
+    check_layout(who, "weight_absmax", absmax, torch.float32, (rows,))
+
+
+def index_shape(index: torch.Tensor) -> tuple[int, ...]:
+    """[C], or [2, C] where the exponents of gains follow the outlier columns."""
+    return (2, index.numel() // 2) if index.dim() == 2 else (index.numel(),)
+
+
 def round_up(value: int, multiple: int) -> int:
     """`value` rounded up to a multiple; works on symbolic sizes."""
     return (value + multiple - 1) // multiple * multiple

@@ -24,6 +24,8 @@ def linear_forward(
     _out_dtype: torch.dtype | None,
     packed_weight: torch.Tensor | None,
     weight_scale: torch.Tensor | None,
+    outlier_gain: bool,
+    weight_absmax: torch.Tensor | None,
 ) -> None:
     """Run y = x @ w.T + bias and keep x, quantised, for grad_weight."""
     output, saved_input, saved_limbs, input_scale, outlier_index, outlier_count = results
@@ -35,7 +37,7 @@ def linear_forward(
         pointer(weight_scale),
         threshold or 0.0,
         outlier_bits,
-        outlier_index.shape[0],
+        outlier_index.shape[-1],
         granularity,
         scale,
         saved_input.data_ptr(),
@@ -45,6 +47,9 @@ def linear_forward(
         outlier_count.data_ptr(),
         matrix(output),
         torch.get_num_threads(),
+        "",
+        outlier_gain,
+        pointer(weight_absmax),
     )
 
 
@@ -61,6 +66,8 @@ def linear_forward_only(
     _out_dtype: torch.dtype | None,
     packed_weight: torch.Tensor | None,
     weight_scale: torch.Tensor | None,
+    outlier_gain: bool,
+    weight_absmax: torch.Tensor | None,
 ) -> None:
     """Run y = x @ w.T + bias and keep nothing."""
     _core.linear_forward(
@@ -87,6 +94,9 @@ def linear_forward_only(
         0,
         matrix(output),
         torch.get_num_threads(),
+        "",
+        outlier_gain,
+        pointer(weight_absmax),
     )
 
 
@@ -157,14 +167,15 @@ def _saved(
     input_scale: torch.Tensor,
     outlier_index: torch.Tensor,
     outlier_count: torch.Tensor,
-) -> tuple[int, int, int, int, int, int]:
+) -> tuple[int, int, int, int, int, int, bool]:
     return (
         saved_input.data_ptr(),
         saved_limbs.data_ptr(),
         input_scale.data_ptr(),
         outlier_index.data_ptr(),
         outlier_count.data_ptr(),
-        outlier_index.shape[0],
+        outlier_index.shape[-1],
+        outlier_index.dim() == 2,
     )
 
 

@@ -15,6 +15,7 @@ from int8tile.ops.checks import (
     MAX_GEMM_DEPTH,
     check_device,
     check_float,
+    check_gain,
     check_layout,
     check_linear,
     check_matrix,
@@ -35,17 +36,19 @@ _SAVED = (
     "Tensor outlier_count"
 )
 _PACKED = "Tensor? packed_weight=None, Tensor? weight_scale=None"
+_GAIN = "bool outlier_gain=False"
 
 for _schema in (
     f"linear(Tensor input, Tensor weight, Tensor? bias=None, {_SPLIT}, {_SCALE}, "
-    'str grad_rounding="nearest") -> Tensor',
+    f'str grad_rounding="nearest", {_GAIN}) -> Tensor',
     f"linear_switched(Tensor input, Tensor weight, Tensor? bias, {_SPLIT}, {_SCALE}, "
     'str grad_rounding="nearest", bool forward=True, bool grad_input=True, '
-    "bool grad_weight=True) -> Tensor",
+    f"bool grad_weight=True, {_GAIN}) -> Tensor",
     f"linear_forward(Tensor input, Tensor weight, Tensor? bias=None, {_SPLIT}, {_SCALE}, "
-    f"ScalarType? out_dtype=None, {_PACKED}) -> (Tensor output, {_SAVED})",
+    f"ScalarType? out_dtype=None, {_PACKED}, {_GAIN}, Tensor? weight_absmax=None) "
+    f"-> (Tensor output, {_SAVED})",
     f"linear_forward_only(Tensor input, Tensor weight, Tensor? bias=None, {_SPLIT}, {_SCALE}, "
-    f"ScalarType? out_dtype=None, {_PACKED}) -> Tensor",
+    f"ScalarType? out_dtype=None, {_PACKED}, {_GAIN}, Tensor? weight_absmax=None) -> Tensor",
     f"quantize_input(Tensor input, {_SPLIT}, {_SCALE}, bool save=True) -> (Tensor block, {_SAVED})",
     "linear_multiply(Tensor block, Tensor input_scale, Tensor outlier_index, "
     f"Tensor outlier_count, Tensor weight, Tensor? bias=None, {_SCALE}, "
@@ -79,6 +82,8 @@ def linear_forward_only(
     out_dtype: torch.dtype | None = None,
     packed_weight: torch.Tensor | None = None,
     weight_scale: torch.Tensor | None = None,
+    outlier_gain: bool = False,
+    weight_absmax: torch.Tensor | None = None,
     *,
     who: str = "int8tile::linear_forward_only",
 ) -> torch.Tensor:
@@ -89,6 +94,7 @@ def linear_forward_only(
     n, k = weight.shape
     check_out_dtype(who, out_dtype)
     check_packed(who, input, packed_weight, weight_scale, n, k)
+    check_gain(who, input, outlier_gain, packed_weight, weight_absmax, n)
     resolve_capacity(who, int(k), threshold, outlier_bits, outlier_capacity)
     return input.new_empty((input.shape[0], n), dtype=out_dtype or input.dtype)
 
@@ -105,19 +111,24 @@ def linear_forward(
     out_dtype: torch.dtype | None = None,
     packed_weight: torch.Tensor | None = None,
     weight_scale: torch.Tensor | None = None,
+    outlier_gain: bool = False,
+    weight_absmax: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Checks, and empty results, of int8tile::linear_forward."""
     who = "int8tile::linear_forward"
     split = (threshold, outlier_bits, outlier_capacity)
     packed = (packed_weight, weight_scale)
+    gain = (outlier_gain, weight_absmax)
     output = linear_forward_only(
-        input, weight, bias, *split, granularity, scale, out_dtype, *packed, who=who
+        input, weight, bias, *split, granularity, scale, out_dtype, *packed, *gain, who=who
     )
     capacity = resolve_capacity(who, int(input.shape[1]), *split)
-    return output, *_saved_input(input, capacity)
+    return output, *_saved_input(input, capacity, gain=outlier_gain)
 
 
-def _saved_input(input: torch.Tensor, capacity: int, save: bool = True) -> tuple[torch.Tensor, ...]:
+def _saved_input(
+    input: torch.Tensor, capacity: int, save: bool = True, gain: bool = False
+) -> tuple[torch.Tensor, ...]:
     (m, k), device = input.shape, input.device
     empty, nothing = input.new_empty, (0, 0)
     return (
@@ -127,7 +138,7 @@ def _saved_input(input: torch.Tensor, capacity: int, save: bool = True) -> tuple
             dtype=torch.uint8,
         ),
         empty((m,), dtype=torch.float32),
-        empty((capacity,), dtype=torch.int32),
+        empty((2, capacity) if gain else (capacity,), dtype=torch.int32),
         empty((2,), dtype=torch.int32),
     )
 
@@ -267,12 +278,14 @@ def linear_grad_weight(
             f"[{m}, {in_features}], uint8 {list(wanted)}; got {saved_input.dtype} "
             f"{shape_of(saved_input)}"
         )
-    capacity = outlier_index.numel()
+    index = checks.index_shape(outlier_index)
+    checks.check_gain_device(who, len(index) == 2, grad_output.device)
+    capacity = index[-1]
     limbs = checks.panel_shape(capacity, m, grad_output.device) if capacity else (0, 0)
     for name, tensor, dtype, shape in (
         ("saved_input", saved_input, torch.uint8, wanted),
         ("input_scale", input_scale, torch.float32, (m,)),
-        ("outlier_index", outlier_index, torch.int32, (capacity,)),
+        ("outlier_index", outlier_index, torch.int32, index),
         ("saved_limbs", saved_limbs, torch.uint8, limbs),
         ("outlier_count", outlier_count, torch.int32, (2,)),
     ):
