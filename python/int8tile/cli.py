@@ -49,8 +49,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEFAULTS = Settings()
-# The help shows the options of `finetune` in five groups.
+# The help shows the options of `finetune` in six groups.
 arms_option = partial(typer.Option, rich_help_panel="Arms")
+lora_option = partial(typer.Option, rich_help_panel="LoRA")
 saving_option = partial(typer.Option, rich_help_panel="Long runs")
 
 
@@ -194,6 +195,27 @@ def finetune(
             help=STRESS_HELP,
         ),
     ] = DEFAULTS.stress,
+    lora_rank: Annotated[
+        int | None,
+        lora_option("--lora-rank", help="Train adapters of this rank beside frozen layers."),
+    ] = None,
+    lora_alpha: Annotated[
+        int | None,
+        lora_option(
+            "--lora-alpha",
+            help="Adapters are scaled by alpha / rank.",
+            show_default="twice the rank",
+        ),
+    ] = None,
+    lora_target: Annotated[
+        str | None,
+        lora_option(
+            "--lora-target",
+            metavar="A[,B...]",
+            help="Layers that get an adapter, or all-linear.",
+            show_default="peft's choice",
+        ),
+    ] = None,
     epochs: Annotated[
         float, training_option("--epochs", help="Passes over the training examples.")
     ] = DEFAULTS.epochs,
@@ -245,12 +267,13 @@ def finetune(
     (clm), and classification or regression on files with columns of your own (custom).
 
     The output folder gets metrics.json, curves.png and model/, the last arm's model as a plain
-    transformers checkpoint; while training and after an interrupt it holds checkpoints/ too.
+    transformers checkpoint; while training and after an interrupt it holds checkpoints/ too. With
+    --lora-rank the adapters are merged into the model, and are in adapter/ by themselves.
 
     Several processes share each batch: torchrun --nproc-per-node 2 -m int8tile finetune ...
     """
     arguments = locals()
-    for name in ("arms", "text_columns", "metrics"):
+    for name in ("arms", "text_columns", "metrics", "lora_target"):
         if arguments[name] is not None:
             arguments[name] = _split(arguments[name])
     with _clear_errors():

@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from int8tile.finetune import arms, outliers
+from int8tile.finetune import arms, lora, outliers
 from int8tile.finetune.checkpoints import Checkpoint
 from int8tile.finetune.conversion import summarize
 from int8tile.finetune.interruption import InterruptedRun
@@ -55,7 +55,8 @@ def train_arm(
         callbacks: More callbacks for the Trainer.
 
     Returns:
-        What was measured, and the trained model with ordinary linear layers.
+        What was measured, and the trained model with ordinary linear layers, its adapters beside
+        them.
 
     Raises:
         InterruptedRun: The run was interrupted; a checkpoint was saved.
@@ -69,6 +70,8 @@ def train_arm(
     if config is not None:
         conversion = summarize(convert_(model, config, share_inputs=True))
     stress = Stress(model, settings.stress) if settings.stress != 1 else None
+    if settings.lora_rank is not None:
+        model = lora.adapt(model, settings)
     share = settings.batch_size // session.processes.count
     batch = task.collate(task.train[:share])
     kept = _saved_bytes(model, batch, arm)
