@@ -21,8 +21,10 @@ from int8tile.finetune.interruption import InterruptedRun
 from int8tile.finetune.options import (
     STRESS_HELP,
     BatchSizeOption,
+    DocStrideOption,
     LabelColumnOption,
     ModelOption,
+    RegressionOption,
     SeedOption,
     TaskOption,
     TextColumnsOption,
@@ -128,14 +130,7 @@ def finetune(
     ] = None,
     text_columns: TextColumnsOption = None,
     label_column: LabelColumnOption = None,
-    regression: Annotated[
-        bool,
-        what_option(
-            "--regression",
-            help="A custom task's labels are numbers to predict, as they are taken anyway if "
-            "they are not all whole.",
-        ),
-    ] = DEFAULTS.regression,
+    regression: RegressionOption = DEFAULTS.regression,
     metrics: Annotated[
         str | None,
         what_option(
@@ -158,14 +153,7 @@ def finetune(
             show_default=f"{SQUAD_MAX_LENGTH} for SQuAD, else {MAX_LENGTH}",
         ),
     ] = None,
-    doc_stride: Annotated[
-        int | None,
-        what_option(
-            "--doc-stride",
-            help="Tokens that two windows of one context share (SQuAD).",
-            show_default="a third of the length",
-        ),
-    ] = None,
+    doc_stride: DocStrideOption = None,
     max_answer_length: Annotated[
         int, what_option("--max-answer-length", help="Most tokens of an answer (SQuAD).")
     ] = DEFAULTS.max_answer_length,
@@ -233,6 +221,10 @@ def finetune(
             show_default="torch's choice, or a share of the cores",
         ),
     ] = None,
+    fsdp: Annotated[
+        bool,
+        training_option("--fsdp", help="Share out the weights among several processes (FSDP2)."),
+    ] = DEFAULTS.fsdp,
     save_every: Annotated[
         int | None,
         saving_option(

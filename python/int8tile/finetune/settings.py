@@ -18,7 +18,7 @@ OUTLIER_BITS = range(8, 16)
 MAX_LENGTH, SQUAD_MAX_LENGTH = 128, 384  # tokens, where the settings leave it open
 MAX_QUESTION_LENGTH = 64  # tokens
 # Settings that a run may change when it goes on.
-RUN_SETTINGS = ("threads", "save_every", "keep", "resume", "timeout", "output")
+RUN_SETTINGS = ("threads", "fsdp", "save_every", "keep", "resume", "timeout", "output")
 SPECIAL_TOKENS = 4  # the most that a tokenizer adds to a pair of texts
 
 
@@ -62,6 +62,7 @@ class Settings:
         null_threshold: squad_v2 predicts no answer where its score exceeds the best answer's by
             more than this.
         threads: CPU threads; None keeps torch's choice.
+        fsdp: Share out the weights among the processes with FSDP2; False: each holds all.
         save_every: Optimizer steps from one checkpoint to the next; None saves one only when the
             run is interrupted.
         keep: Newest checkpoints kept of each arm.
@@ -99,6 +100,7 @@ class Settings:
     max_answer_length: int = 30
     null_threshold: float = 0.0
     threads: int | None = None
+    fsdp: bool = False
     save_every: int | None = None
     keep: int = 2
     resume: bool = False

@@ -19,9 +19,9 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from int8tile.finetune import arms, lora, outliers
+from int8tile.finetune import arms, fsdp, lora, outliers
 from int8tile.finetune.checkpoints import Checkpoint
-from int8tile.finetune.conversion import summarize
+from int8tile.finetune.conversion import Conversion, summarize
 from int8tile.finetune.interruption import InterruptedRun
 from int8tile.finetune.memory import saved_bytes, skips_parameters
 from int8tile.finetune.processes import on_cuda
@@ -64,14 +64,7 @@ def train_arm(
     """
     task = session.task
     settings = task.settings
-    model = task.load_model()
-    config = arms.config(arm, settings)
-    conversion = None
-    if config is not None:
-        conversion = summarize(convert_(model, config, share_inputs=True))
-    stress = Stress(model, settings.stress) if settings.stress != 1 else None
-    if settings.lora_rank is not None:
-        model = lora.adapt(model, settings)
+    model, conversion, stress = _make(arm, task)
     share = settings.batch_size // session.processes.count
     batch = task.collate(task.train[:share])
     kept = _saved_bytes(model, batch, arm)
@@ -80,7 +73,9 @@ def train_arm(
     timer = StepTimer(*((start.record.seconds, start.record.starts) if start else ()))
     saving = Saving(arm, session, timer, start)
     args = _arguments(session, arm, start)
-    if session.processes.count > 1:
+    if settings.fsdp:
+        fsdp.shard(model, session.processes)
+    elif session.processes.count > 1:
         args.ddp_find_unused_parameters = skips_parameters(model, lambda: model(**batch).loss)
     trainer = _trainer(model, session, args, [saving, timer, *callbacks])
     saving.trainer = trainer
@@ -92,14 +87,17 @@ def train_arm(
             raise InterruptedRun
     assert evaluated is not None
     loss, values = evaluated
+    if settings.fsdp:
+        state = fsdp.full_state(model)
+        model, conversion, stress = _make(arm, task)
+        model.load_state_dict(state)
     rows = outliers.spread(task.train, share)
     found = session.processes.from_first(
         lambda: outliers.count(model, [_moved(task.collate(each), model) for each in rows])
     )
     if stress is not None:
         stress.remove()
-    if config is not None:
-        revert_(model)
+    revert_(model)
     headline = task.metric_names[0]
     result = ArmResult(
         metric=values[headline],
@@ -114,6 +112,20 @@ def train_arm(
         outliers=found,
     )
     return result, model
+
+
+def _make(arm: str, task: Task) -> tuple[PreTrainedModel, Conversion | None, Stress | None]:
+    """Load the model and make it that of an arm."""
+    settings = task.settings
+    model = task.load_model()
+    config = arms.config(arm, settings)
+    conversion = None
+    if config is not None:
+        conversion = summarize(convert_(model, config, share_inputs=True))
+    stress = Stress(model, settings.stress) if settings.stress != 1 else None
+    if settings.lora_rank is not None:
+        model = lora.adapt(model, settings)
+    return model, conversion, stress
 
 
 def total_steps(settings: Settings, examples: int) -> int:
