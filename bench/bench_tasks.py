@@ -33,7 +33,8 @@ TINY_LLAMA = {
     **{"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 1},
     **{"num_attention_heads": 4, "num_key_value_heads": 2},
 }
-VOCABULARY = 2000
+VOCABULARY, CONTEXTS = 2000, 400
+KEPT = ("task", "max_steps", "batch_size", "max_length", "lora_rank", "lr", "seed")  # paths are not
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ CASES = {
         ("--task", "squad", "--data", "{data}/squad", "--batch-size", "8"),
     ),
     "lora": Case(
-        "LoRA, 2 layers of Llama-3.2-1B's shape, 4 blocks of 512 tokens",
+        "LoRA, 2 layers of Llama-3.2-1B's shape, 4 blocks of 256 tokens",
         (
             *("--task", "clm", "--model", "{work}/llama", "--data", "{work}/text.txt"),
-            *("--max-length", "512", "--batch-size", "4", "--lora-rank", "8"),
+            *("--max-length", "256", "--batch-size", "4", "--lora-rank", "8"),
         ),
     ),
     "two-processes": Case("MiniLM on SST-2, batch 32, DDP of two processes", SST2, processes=2),
@@ -80,10 +81,12 @@ def make_decoder(data: Path, work: Path, sizes: dict[str, int]) -> None:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    from int8tile.finetune.quiet import quiet
+
     articles = json.loads((data / "squad" / "train.json").read_text(encoding="utf-8"))["data"]
     contexts = [each["context"] for article in articles for each in article["paragraphs"]]
     text = work / "text.txt"
-    text.write_text("\n".join(dict.fromkeys(contexts)), encoding="utf-8")
+    text.write_text("\n".join(list(dict.fromkeys(contexts))[:CONTEXTS]), encoding="utf-8")
     trained = ByteLevelBPETokenizer()
     trained.train(
         str(text), vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], show_progress=False
@@ -96,7 +99,8 @@ def make_decoder(data: Path, work: Path, sizes: dict[str, int]) -> None:
         **sizes,
     )  # fmt: skip
     torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(work / "llama")
+    with quiet():
+        LlamaForCausalLM(config).save_pretrained(work / "llama")
     tokenizer.save_pretrained(work / "llama")
 
 
@@ -153,7 +157,7 @@ def measure(case: Case, data: Path, work: Path, more: list[str]) -> dict[str, An
         "examples_per_second": {arm: made["arms"][arm]["examples_per_second"] for arm in ARMS},
         "speed_against_fp32": split["examples_per_second"] / exact["examples_per_second"],
         "losses": {arm: made["arms"][arm]["loss"] for arm in ARMS},
-        "arguments": made["arguments"],
+        "arguments": {name: made["arguments"][name] for name in KEPT},
     }
 
 
