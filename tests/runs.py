@@ -64,7 +64,8 @@ def options(each):
     names = ("model", "task", "data", "batch_size", "epochs", "threads", "output", "timeout")
     values = {**texts, **{name: getattr(each, name) for name in names}}
     pairs = [(f"--{n.replace('_', '-')}", str(v)) for n, v in values.items() if v is not None]
-    return ["finetune", *(part for pair in pairs for part in pair)]
+    flags = ["--fsdp"] * each.fsdp
+    return ["finetune", *(part for pair in pairs for part in pair), *flags]
 
 
 def signal_at(monkeypatch, step, number=signal.SIGINT, method="training_step", arm=0):

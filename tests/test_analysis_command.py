@@ -25,7 +25,9 @@ OPTIONS = (
         "--data",
         "--text-columns",
         "--label-column",
+        "--regression",
         "--max-length",
+        "--doc-stride",
         "--steps",
         "--every",
         "--gamma",
@@ -190,6 +192,11 @@ def test_two_runs_write_the_same_report(tmp_path):
         (("--every", 0), "int8tile analyze: --every must be at least 1; got 0"),
         (("--task", "imdb"), "int8tile analyze: --task must be one of"),
         (("--model", "/no/such/folder"), "int8tile analyze: --model must be a directory"),
+        (("--doc-stride", 8), "int8tile analyze: --doc-stride must be left out unless the task is"),
+        (
+            ("--regression",),
+            "int8tile analyze: --regression must be left out unless the task is cu",
+        ),
         (("--max-length", 9999), "int8tile analyze: --max-length must be at most 512"),
         (("--data", "/no/such/folder", "--task", "sst2"), "int8tile analyze: --data needs the"),
         (("--output", "/dev/null"), "int8tile analyze: --output must be a folder"),
@@ -214,6 +221,19 @@ def test_every_task_of_finetune_can_be_analyzed(tmp_path):
     assert done.exit_code == 0, done.output
     layers = json.loads((tmp_path / "out" / "report.json").read_text())["layers"]
     assert layers["classifier"]["out_features"] == 2
+
+
+def test_whole_numbers_can_be_analyzed_as_a_regression(tmp_path):
+    for name in ("train", "dev"):
+        rows = "".join(f"a film of {i},{i % 4}\n" for i in range(8))
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{rows}")
+    done = call(
+        *("--task", "custom", "--data", tmp_path, "--regression", "--steps", 1),
+        *("--batch-size", 2, "--output", tmp_path / "out"),
+    )
+    assert done.exit_code == 0, done.output
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert content["layers"]["classifier"]["out_features"] == 1
 
 
 # The table and the page of other models.

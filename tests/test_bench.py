@@ -276,3 +276,19 @@ def test_bad_options_are_refused(script, options, message):
     done = run(script, *options)
     assert done.returncode == 2
     assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_tasks_smoke(tmp_path):
+    pytest.importorskip("peft", reason="needs the demo extra")
+    path = tmp_path / "tasks.json"
+    done = run("bench_tasks.py", "--smoke", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = json.loads(path.read_text())["parts"]
+    assert set(parts) == {"classification", "questions", "lora", "two-processes"}
+    for part in parts.values():
+        assert set(part["environment"]) >= ENVIRONMENT
+        exact, split = (part["examples_per_second"][arm] for arm in ("fp32", "int8-split"))
+        assert part["speed_against_fp32"] == pytest.approx(split / exact)
+        assert part["shows"] in done.stdout
+    assert parts["two-processes"]["processes"] == 2
+    assert parts["lora"]["arguments"]["lora_rank"] == 8

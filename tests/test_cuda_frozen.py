@@ -78,7 +78,7 @@ def test_what_drops_a_copy(monkeypatch, event):
         with torch.no_grad():
             layer.weight[0, 0] = 3.0
     elif event == "train":
-        layer.train()
+        layer.eval()
     elif event == "load":
         layer.load_state_dict(layer.state_dict())
     elif event == "stream":

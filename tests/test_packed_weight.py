@@ -178,11 +178,13 @@ def test_a_cast_drops_the_packed_copy(dtype, x, layer_of):
 
 @pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
 def test_switching_the_mode_packs_again(mode, x, layer_of, kept):
-    layer = layer_of(frozen=True)
+    layer = layer_of(frozen=True).train(not mode)
     layer(x)
     assert layer.train(mode) is layer
     assert layer.training == mode
     assert packs(lambda: layer(x)) == kept
+    layer.train(mode)  # as it is already: a Trainer does so before every step
+    assert packs(lambda: layer(x)) == 0
 
 
 def test_freezing_and_unfreezing_follow_the_weight(x, layer_of):

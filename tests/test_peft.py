@@ -12,7 +12,7 @@ from int8tile.hf import Int8TileHfConfig
 from int8tile.nn import Int8Linear
 from tasks import bert, examples, logits, logits_without_int8tile, sentences
 
-peft = pytest.importorskip("peft", reason="needs the test extra")
+peft = pytest.importorskip("peft", reason="needs the demo extra")
 
 # PEFT reads an attribute that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")

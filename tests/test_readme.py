@@ -39,7 +39,7 @@ def test_commands_have_the_options_shown():
     lines = [line for block in blocks("console") for line in block.splitlines()]
     calls = [line.split("int8tile ", 1)[1].split() for line in lines if "int8tile " in line]
     names = [words[0] for words in calls]
-    assert names == ["finetune", "finetune", "plan", "info", *["finetune"] * 6, "analyze"]
+    assert names == ["finetune", "finetune", "plan", "info", *["finetune"] * 8, "analyze"]
     for command, *words in calls:
         shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
         assert all(word in shown for word in words if word.startswith("--"))

@@ -21,8 +21,10 @@ from int8tile.finetune.interruption import InterruptedRun
 from int8tile.finetune.options import (
     STRESS_HELP,
     BatchSizeOption,
+    DocStrideOption,
     LabelColumnOption,
     ModelOption,
+    RegressionOption,
     SeedOption,
     TaskOption,
     TextColumnsOption,
@@ -49,8 +51,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEFAULTS = Settings()
-# The help shows the options of `finetune` in five groups.
+# The help shows the options of `finetune` in six groups.
 arms_option = partial(typer.Option, rich_help_panel="Arms")
+lora_option = partial(typer.Option, rich_help_panel="LoRA")
 saving_option = partial(typer.Option, rich_help_panel="Long runs")
 
 
@@ -127,14 +130,7 @@ def finetune(
     ] = None,
     text_columns: TextColumnsOption = None,
     label_column: LabelColumnOption = None,
-    regression: Annotated[
-        bool,
-        what_option(
-            "--regression",
-            help="A custom task's labels are numbers to predict, as they are taken anyway if "
-            "they are not all whole.",
-        ),
-    ] = DEFAULTS.regression,
+    regression: RegressionOption = DEFAULTS.regression,
     metrics: Annotated[
         str | None,
         what_option(
@@ -157,14 +153,7 @@ def finetune(
             show_default=f"{SQUAD_MAX_LENGTH} for SQuAD, else {MAX_LENGTH}",
         ),
     ] = None,
-    doc_stride: Annotated[
-        int | None,
-        what_option(
-            "--doc-stride",
-            help="Tokens that two windows of one context share (SQuAD).",
-            show_default="a third of the length",
-        ),
-    ] = None,
+    doc_stride: DocStrideOption = None,
     max_answer_length: Annotated[
         int, what_option("--max-answer-length", help="Most tokens of an answer (SQuAD).")
     ] = DEFAULTS.max_answer_length,
@@ -194,6 +183,27 @@ def finetune(
             help=STRESS_HELP,
         ),
     ] = DEFAULTS.stress,
+    lora_rank: Annotated[
+        int | None,
+        lora_option("--lora-rank", help="Train adapters of this rank beside frozen layers."),
+    ] = None,
+    lora_alpha: Annotated[
+        int | None,
+        lora_option(
+            "--lora-alpha",
+            help="Adapters are scaled by alpha / rank.",
+            show_default="twice the rank",
+        ),
+    ] = None,
+    lora_target: Annotated[
+        str | None,
+        lora_option(
+            "--lora-target",
+            metavar="A[,B...]",
+            help="Layers that get an adapter, or all-linear.",
+            show_default="peft's choice",
+        ),
+    ] = None,
     epochs: Annotated[
         float, training_option("--epochs", help="Passes over the training examples.")
     ] = DEFAULTS.epochs,
@@ -211,6 +221,10 @@ def finetune(
             show_default="torch's choice, or a share of the cores",
         ),
     ] = None,
+    fsdp: Annotated[
+        bool,
+        training_option("--fsdp", help="Share out the weights among several processes (FSDP2)."),
+    ] = DEFAULTS.fsdp,
     save_every: Annotated[
         int | None,
         saving_option(
@@ -245,12 +259,13 @@ def finetune(
     (clm), and classification or regression on files with columns of your own (custom).
 
     The output folder gets metrics.json, curves.png and model/, the last arm's model as a plain
-    transformers checkpoint; while training and after an interrupt it holds checkpoints/ too.
+    transformers checkpoint; while training and after an interrupt it holds checkpoints/ too. With
+    --lora-rank the adapters are merged into the model, and are in adapter/ by themselves.
 
     Several processes share each batch: torchrun --nproc-per-node 2 -m int8tile finetune ...
     """
     arguments = locals()
-    for name in ("arms", "text_columns", "metrics"):
+    for name in ("arms", "text_columns", "metrics", "lora_target"):
         if arguments[name] is not None:
             arguments[name] = _split(arguments[name])
     with _clear_errors():

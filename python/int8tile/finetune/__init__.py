@@ -32,8 +32,9 @@ def run(settings: Settings, console: Console | None = None) -> RunResult:
     """Fine-tune in every arm with the same seed and data order, and write the output folder.
 
     The output holds metrics.json, curves.png and model/, a plain transformers checkpoint of the
-    last arm. All of it is moved in at the end. Beside them checkpoints/ is written while training
-    if `settings.save_every` is given, and by a run that is interrupted.
+    last arm; with LoRA its adapters are merged there, and adapter/ holds them in peft's format.
+    All of it is moved in at the end. Beside them checkpoints/ is written while training if
+    `settings.save_every` is given, and by a run that is interrupted.
 
     Args:
         settings: What to do.
@@ -100,7 +101,9 @@ def _run(
     console.print(report.table(result))
     for note in report.notes(result):
         console.print(note, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"written to {settings.output}: metrics.json, curves.png, model", soft_wrap=True)
+    adapter = "" if settings.lora_rank is None else ", adapter"
+    written = f"metrics.json, curves.png, model{adapter}"
+    console.print(f"written to {settings.output}: {written}", soft_wrap=True)
     return result
 
 
@@ -113,6 +116,7 @@ def _train_arms(
     """Run the arms that are not finished, and save the last one's model."""
     from int8tile.finetune.checkpoints import Checkpoint
     from int8tile.finetune.interruption import InterruptedRun
+    from int8tile.finetune.lora import is_adapted, merge
     from int8tile.finetune.memory import release_memory
     from int8tile.finetune.progress import ProgressBars
     from int8tile.finetune.quiet import quiet
@@ -136,6 +140,8 @@ def _train_arms(
                 session.processes.from_first(partial(session.checkpoints.finish, arm, arms[arm]))
             elif folder is not None:
                 with quiet(), session.interruption.waits():
+                    if is_adapted(model):
+                        model = merge(model, folder / "adapter")
                     model.save_pretrained(folder / "model")
                     task.tokenizer.save_pretrained(folder / "model")
             del model  # before the next one is loaded
@@ -178,6 +184,8 @@ def check_demo_extra(settings: Settings) -> None:
         raise ImportError(
             f"int8tile finetune: needs {', '.join(missing)}; pip install 'int8tile[demo]'"
         )
+    if settings.lora_rank is not None and importlib.util.find_spec("peft") is None:
+        raise ImportError("int8tile finetune: --lora-rank needs peft: pip install peft")
 
 
 def _describe(task: Task, processes: Processes) -> str:

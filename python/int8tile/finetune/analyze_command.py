@@ -15,8 +15,10 @@ from int8tile.finetune.analyze import analyze as run
 from int8tile.finetune.options import (
     STRESS_HELP,
     BatchSizeOption,
+    DocStrideOption,
     LabelColumnOption,
     ModelOption,
+    RegressionOption,
     SeedOption,
     TaskOption,
     TextColumnsOption,
@@ -57,10 +59,12 @@ def analyze(
     ] = None,
     text_columns: TextColumnsOption = None,
     label_column: LabelColumnOption = None,
+    regression: RegressionOption = DEFAULTS.regression,
     max_length: Annotated[
         int | None,
         what_option("--max-length", help="Most tokens of an example.", show_default="as finetune"),
     ] = None,
+    doc_stride: DocStrideOption = None,
     steps: Annotated[
         int | None, measure_option("--steps", help="Training steps to watch.")
     ] = DEFAULTS.max_steps,
@@ -108,7 +112,8 @@ def analyze(
     with _own_names():
         settings = Settings(
             model=model, task=task, data=data, text_columns=texts, label_column=label_column,
-            max_length=max_length, max_steps=steps, threshold=gamma, outlier_bits=outlier_bits,
+            regression=regression, max_length=max_length, doc_stride=doc_stride, max_steps=steps,
+            threshold=gamma, outlier_bits=outlier_bits,
             stress=stress, batch_size=batch_size, lr=lr, seed=seed, threads=threads, output=output,
         )  # fmt: skip
         run(settings, every, Console())

@@ -126,9 +126,21 @@ def load_model(
                 raise
             raise ValueError(f"its architecture has no model for {kind}") from error
         missing = _load_body(model, source, set(loaded["missing_keys"]))
+    resized = {name for name, *_ in loaded["mismatched_keys"]}
+    model.new_weights = sorted(missing | resized)
     _check_sizes(source, model, loaded["mismatched_keys"], new_head)
     _check_complete(source, model, missing, kind, new_head)
     return cast("PreTrainedModel", model)
+
+
+def new_modules(model: PreTrainedModel) -> list[str]:
+    """Name the modules that hold weights which the checkpoint did not.
+
+    Args:
+        model: What `load_model` gave.
+    """
+    names: list[str] = model.new_weights  # type: ignore[assignment]
+    return sorted({name.rpartition(".")[0] for name in names})
 
 
 def _check_sizes(

@@ -33,6 +33,22 @@ LabelColumnOption = Annotated[
     str | None,
     what_option("--label-column", help="Labels of a custom task.", show_default="label"),
 ]
+RegressionOption = Annotated[
+    bool,
+    what_option(
+        "--regression",
+        help="A custom task's labels are numbers to predict, as they are taken anyway if they are "
+        "not all whole.",
+    ),
+]
+DocStrideOption = Annotated[
+    int | None,
+    what_option(
+        "--doc-stride",
+        help="Tokens that two windows of one context share (SQuAD).",
+        show_default="a third of the length",
+    ),
+]
 BatchSizeOption = Annotated[int, training_option("--batch-size", help="Examples per step.")]
 SeedOption = Annotated[
     int, training_option("--seed", help="Of classifier, data order and dropout.")

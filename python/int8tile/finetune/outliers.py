@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from int8tile.finetune.lora import plain_name
 from int8tile.nn import Int8Linear
 
 BATCHES = 4  # looked at, spread over the training data
@@ -71,14 +72,15 @@ def count(model: PreTrainedModel, batches: Sequence[Mapping[str, Any]]) -> Outli
         batches: Model inputs.
 
     Returns:
-        The counts; None where no layer splits outliers.
+        The counts of the layers that were called; None where no layer splits outliers.
     """
     layers: dict[str, LayerOutliers] = {}
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, Int8Linear) and module.config.threshold and module.config.forward:
-            layers[name] = LayerOutliers(_look(module, torch.zeros(0, module.in_features))[0])
-            hooks.append(module.register_forward_pre_hook(_counter(layers[name])))
+            layer = LayerOutliers(_look(module, torch.zeros(0, module.in_features))[0])
+            layers[name] = layer
+            hooks.append(module.register_forward_pre_hook(_counter(layer)))
     if not layers:
         return None
     model.eval()
@@ -89,7 +91,7 @@ def count(model: PreTrainedModel, batches: Sequence[Mapping[str, Any]]) -> Outli
     finally:
         for hook in hooks:
             hook.remove()
-    return Outliers(layers)
+    return Outliers({plain_name(name): layer for name, layer in layers.items() if layer.calls})
 
 
 def spread(rows: Sequence[Any], batch_size: int) -> list[Sequence[Any]]:

@@ -168,13 +168,18 @@ def together(settings: Settings) -> Iterator[Processes]:
         int(os.environ.get(n, d)) for n, d in zip(names, "101", strict=True)
     )
     if count == 1:
+        if settings.fsdp:
+            raise UsageError(
+                "int8tile finetune: --fsdp needs several processes, as of torchrun "
+                "--nproc-per-node 2 -m int8tile finetune ...; got one"
+            )
         yield Processes()
         return
     for name in SHARDED:
         if os.environ.get(name, "false").lower() == "true":
             raise UsageError(
                 f"int8tile finetune: needs a launch that leaves the model whole in each process; "
-                f"got {name}=true"
+                f"got {name}=true (--fsdp shards it)"
             )
     if settings.batch_size % count:
         raise UsageError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from transformers import (
     PreTrainedModel,
@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from int8tile.finetune.checkpoints import Checkpoint, Record
+from int8tile.finetune.lora import adapter_state, is_adapted, load_adapter_state
 from int8tile.finetune.session import Session
 from int8tile.finetune.settings import UsageError
 from int8tile.finetune.timing import StepTimer
@@ -132,16 +133,17 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Load a checkpoint's weights, and make sure that they are the model's.
 
     Args:
-        model: The model, with a task's head.
+        model: The model, with a task's head; of an adapted one the checkpoint holds the adapter.
         folder: The checkpoint.
 
     Raises:
         UsageError: It is a checkpoint of another architecture.
     """
-    saved: dict[str, Any] = {}
+    saved: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         saved |= load_file(file)
-    own = model.state_dict()
+    adapted = is_adapted(model)
+    own = adapter_state(model) if adapted else model.state_dict()
     loaded = {own[name].data_ptr() for name in saved if name in own}
     wrong = [name for name in saved if name not in own or own[name].shape != saved[name].shape]
     wrong += [name for name in own if name not in saved and own[name].data_ptr() not in loaded]
@@ -151,4 +153,7 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
             f"--model and --task make it; {folder} is one of another architecture: "
             f"{len(wrong)} weights differ, such as {wrong[0]}"
         )
-    model.load_state_dict(saved, strict=False)  # of tied weights one is saved
+    if adapted:
+        load_adapter_state(model, saved)
+    else:
+        model.load_state_dict(saved, strict=False)  # of tied weights one is saved

@@ -18,7 +18,7 @@ OUTLIER_BITS = range(8, 16)
 MAX_LENGTH, SQUAD_MAX_LENGTH = 128, 384  # tokens, where the settings leave it open
 MAX_QUESTION_LENGTH = 64  # tokens
 # Settings that a run may change when it goes on.
-RUN_SETTINGS = ("threads", "save_every", "keep", "resume", "timeout", "output")
+RUN_SETTINGS = ("threads", "fsdp", "save_every", "keep", "resume", "timeout", "output")
 SPECIAL_TOKENS = 4  # the most that a tokenizer adds to a pair of texts
 
 
@@ -44,6 +44,10 @@ class Settings:
         threshold: Activations above it are outliers, in real units (int8-split, int8-gain,
             paper-split).
         outlier_bits: Significant bits of an outlier, 8..15.
+        lora_rank: Rank of LoRA adapters beside frozen layers; None trains all weights.
+        lora_alpha: Adapters are scaled by alpha / rank; None: twice the rank.
+        lora_target: Names of the layers that get one, or "all-linear"; None: peft's choice for the
+            architecture.
         stress: Factor K of the injected outliers (see `stress.Stress`); 1 injects none.
         max_steps: The most optimizer steps; None runs all epochs.
         max_train: The most training examples (questions, or blocks of text); None uses all.
@@ -59,6 +63,7 @@ class Settings:
         null_threshold: squad_v2 predicts no answer where its score exceeds the best answer's by
             more than this.
         threads: CPU threads; None keeps torch's choice.
+        fsdp: Share out the weights among the processes with FSDP2; False: each holds all.
         save_every: Optimizer steps from one checkpoint to the next; None saves one only when the
             run is interrupted.
         keep: Newest checkpoints kept of each arm.
@@ -80,6 +85,9 @@ class Settings:
     arms: tuple[str, ...] = DEFAULT_ARMS
     threshold: float = 5.0
     outlier_bits: int = 12
+    lora_rank: int | None = None
+    lora_alpha: int | None = None
+    lora_target: tuple[str, ...] | None = None
     stress: float = 1.0
     max_steps: int | None = None
     max_train: int | None = None
@@ -93,6 +101,7 @@ class Settings:
     max_answer_length: int = 30
     null_threshold: float = 0.0
     threads: int | None = None
+    fsdp: bool = False
     save_every: int | None = None
     keep: int = 2
     resume: bool = False
@@ -111,12 +120,13 @@ class Settings:
             _require(math.isfinite(value) and value > 0, name, "above 0 and finite", value)
         for name in (
             *("max_steps", "max_train", "max_eval", "batch_size", "threads"),
-            *("max_answer_length", "save_every", "keep"),
+            *("max_answer_length", "save_every", "keep", "lora_rank", "lora_alpha"),
         ):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1", value)
         _require(0 <= self.seed < 2**32, "seed", "0..4294967295", self.seed)
         _require(self.outlier_bits in OUTLIER_BITS, "outlier-bits", "8..15", self.outlier_bits)
+        self._check_lora()
         self._check_task()
         self._check_lengths()
 
@@ -135,6 +145,21 @@ class Settings:
     def stride(self) -> int:
         """Tokens that two windows of one context share."""
         return self.tokens // 3 if self.doc_stride is None else self.doc_stride
+
+    @property
+    def alpha(self) -> int:
+        """The numerator of the adapters' scale."""
+        return 2 * (self.lora_rank or 0) if self.lora_alpha is None else self.lora_alpha
+
+    def _check_lora(self) -> None:
+        """Check that adapters are asked for where their options are given."""
+        for name in ("lora_alpha", "lora_target"):
+            value = getattr(self, name)
+            fine = self.lora_rank is not None or value is None
+            _require(fine, name, "left out without --lora-rank", value)
+        target = self.lora_target
+        got = ",".join(target or ())
+        _require(target is None or all(target), "lora-target", "names of layers", got)
 
     def _check_task(self) -> None:
         """Check what only some tasks take, and what some need."""

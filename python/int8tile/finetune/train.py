@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 
-from int8tile.finetune import arms, outliers
+from int8tile.finetune import arms, fsdp, lora, outliers
 from int8tile.finetune.checkpoints import Checkpoint
 from int8tile.finetune.conversion import summarize
 from int8tile.finetune.interruption import InterruptedRun
@@ -59,8 +59,8 @@ def train_arm(
         convert: Turns the model into an arm of the caller's own, in place.
 
     Returns:
-        What was measured, and the trained model with ordinary linear layers, which an arm of the
-        caller's own has only where `convert` gives the report of `convert_`.
+        What was measured, and the trained model with ordinary linear layers (those of an arm of
+        the caller's own stay as they are), its adapters beside them.
 
     Raises:
         InterruptedRun: The run was interrupted; a checkpoint was saved.
@@ -68,9 +68,7 @@ def train_arm(
     """
     task = session.task
     settings = task.settings
-    model = task.load_model()
-    report = convert(model) if convert else arms.convert(arm, settings, model)
-    stress = Stress(model, settings.stress) if settings.stress != 1 else None
+    model, report, stress = _make(arm, task, convert)
     share = settings.batch_size // session.processes.count
     batch = task.collate(task.train[:share])
     kept = _saved_bytes(model, batch, arm)
@@ -79,7 +77,9 @@ def train_arm(
     timer = StepTimer(*((start.record.seconds, start.record.starts) if start else ()))
     saving = Saving(arm, session, timer, start)
     args = _arguments(session, arm, start)
-    if session.processes.count > 1:
+    if settings.fsdp:
+        fsdp.shard(model, session.processes)
+    elif session.processes.count > 1:
         args.ddp_find_unused_parameters = skips_parameters(model, lambda: model(**batch).loss)
     trainer = _trainer(model, session, args, [saving, timer, *callbacks])
     saving.trainer = trainer
@@ -91,14 +91,17 @@ def train_arm(
             raise InterruptedRun
     assert evaluated is not None
     loss, values = evaluated
+    if settings.fsdp:
+        state = fsdp.full_state(model)
+        model, report, stress = _make(arm, task, convert)
+        model.load_state_dict(state)
     rows = outliers.spread(task.train, share)
     found = session.processes.from_first(
         lambda: outliers.count(model, [_moved(task.collate(each), model) for each in rows])
     )
     if stress is not None:
         stress.remove()
-    if report is not None:
-        revert_(model)
+    revert_(model)
     headline = task.metric_names[0]
     result = ArmResult(
         metric=values[headline],
@@ -113,6 +116,19 @@ def train_arm(
         outliers=found,
     )
     return result, model
+
+
+def _make(
+    arm: str, task: Task, convert: Convert | None
+) -> tuple[PreTrainedModel, ConversionReport | None, Stress | None]:
+    """Load the model and make it that of an arm."""
+    settings = task.settings
+    model = task.load_model()
+    report = convert(model) if convert else arms.convert(arm, settings, model)
+    stress = Stress(model, settings.stress) if settings.stress != 1 else None
+    if settings.lora_rank is not None:
+        model = lora.adapt(model, settings)
+    return model, report, stress
 
 
 def total_steps(settings: Settings, examples: int) -> int:

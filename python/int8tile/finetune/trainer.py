@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sized
 from functools import reduce
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from transformers.trainer_utils import EvalLoopOutput
 
+from int8tile.finetune import fsdp
 from int8tile.finetune.interruption import Interruption
 from int8tile.finetune.processes import Processes
 from int8tile.finetune.quiet import quiet
@@ -56,7 +59,13 @@ class ArmTrainer(Trainer):
             **options,
         )
         self.model_accepts_loss_kwargs = False  # the loss is the mean over a process's examples
+        # Where it is true, the Trainer leaves it to the model to share out weights and gradients.
+        self.is_distributed_loading_by_transformers = fsdp.is_sharded(model)
         self.remove_callback(PrinterCallback)
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:  # noqa: ANN401
+        if not fsdp.is_sharded(model):
+            super()._move_model_to_device(model, device)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Give this process's share of each batch."""
@@ -90,7 +99,40 @@ class ArmTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model without a bar for its files."""
         with quiet():
-            super().save_model(output_dir, _internal_call)
+            if self.model is not None and fsdp.is_sharded(self.model):
+                self._save(output_dir, fsdp.full_state(self.model))
+            else:
+                super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not fsdp.is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        states = {
+            OPTIMIZER_NAME: fsdp.full_optimizer_state(self.optimizer),
+            SCHEDULER_NAME: self.lr_scheduler.state_dict(),
+        }
+        if self._processes.first:
+            for name, state in states.items():
+                torch.save(state, Path(output_dir, name))
+
+    def _load_from_checkpoint(self, *args: object) -> None:
+        """Do nothing: the weights were loaded before the model was sharded."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not fsdp.is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
+        states = [
+            torch.load(Path(checkpoint, name), weights_only=True)
+            for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+        ]
+        fsdp.load_optimizer_state(self.optimizer, states[0])
+        self.lr_scheduler.load_state_dict(states[1])
 
     def save_checkpoint(self) -> None:
         """Save a checkpoint now, as the Trainer does between two steps."""

@@ -149,8 +149,9 @@ class Int8Linear(nn.Linear):
         return f"{super().extra_repr()}, config={self.config}"
 
     def train(self, mode: bool = True) -> Int8Linear:
-        """Set the mode; also drops the packed copy of a frozen weight."""
-        self.invalidate()
+        """Set the mode; a change also drops the packed copy of a frozen weight."""
+        if mode != self.training:  # a Trainer sets it before every step
+            self.invalidate()
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
