@@ -83,6 +83,7 @@ def by_stress(found: Sequence[Row]) -> Figure | None:
         panels = panels[1:]
     for axes, task in zip(panels, tasks, strict=True):
         _task_panel(axes, train, task, stresses, arms)
+    grid.flat[0].set_ylabel("points against fp32")
     low = min(axes.get_ylim()[0] for axes in grid.flat)
     high = max(axes.get_ylim()[1] for axes in grid.flat)
     for axes in grid.flat:
