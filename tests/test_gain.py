@@ -226,6 +226,7 @@ def test_gradients_of_the_weight_are_those_of_float(granularity):
     for gain in (False, True):
         options = Options(granularity=granularity, gain=gain)
         saved = forward(x, w, None, options)
+        assert not gain or (saved.gain > 1).any()
         error = np.square(grad_weight(g, saved, 384, options)[0] - exact)
         inside = np.isin(np.arange(384), saved.columns)
         errors.append(np.sqrt([error[:, inside].mean(), error[:, ~inside].mean()]))

@@ -86,9 +86,22 @@ def test_it_trains_like_float_where_the_weights_are_small():
     exact = nn.functional.linear(x, w, bias)
     exact.backward(g)
     wanted, w.grad = w.grad, None
-    ops.linear(x, w, bias, outlier_gain=True).backward(g)
+    y = ops.linear(x, w, bias, outlier_gain=True)
+    y.backward(g)
     close(w.grad, wanted, 0.03)
     assert not torch.equal(w.grad, wanted)
+    without = ops.linear(x, w, bias)
+    assert (y - exact).norm() < 0.5 * (without - exact).norm()
+
+
+def test_an_input_quantised_with_gains_is_not_multiplied_again():
+    x, w, *_ = stressed(40, needs="")
+    block, _, _, scale, index, count = ops.quantize_input(x)
+    index = torch.stack([index, torch.zeros_like(index)])
+    with pytest.raises(
+        ValueError, match=r"outlier_index must be \[capacity\], of a forward without"
+    ):
+        ops.linear_multiply(block, scale, index, count, w)
 
 
 def test_compiled_and_checkpointed_layers_give_the_same():

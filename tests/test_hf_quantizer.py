@@ -138,6 +138,8 @@ def test_wrong_options_are_refused():
         Int8TileHfConfig("paper")
     with pytest.raises(TypeError, match=f"{who}min_features must be an int"):
         Int8TileHfConfig(min_features=None)
+    with pytest.raises(ValueError, match=f"{who}share_inputs must be False with outlier_gain"):
+        Int8TileHfConfig(Int8TileConfig(outlier_gain=True), share_inputs=True)
     with pytest.raises(TypeError, match="unexpected keyword argument 'bits'"):
         AutoQuantizationConfig.from_dict({"quant_method": "int8tile", "bits": 4})
 

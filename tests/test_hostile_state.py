@@ -54,6 +54,15 @@ def test_exponents_of_gains_outside_of_their_range_are_refused():
             ops.linear_grad_weight(g, *saved, index, count, 64)
 
 
+def test_an_absmax_that_is_not_that_of_the_weight_leaves_gains_at_one():
+    x, w = activations(9, 64), randn(7, 64)
+    packed, scale = ops.pack_weight(w)
+    arrays = {"packed_weight": packed, "weight_scale": scale, "outlier_gain": True}
+    y, *_, index, _ = ops.linear_forward(x, w, weight_absmax=torch.full((7,), 1e-3), **arrays)
+    assert not index[1].any()
+    assert torch.equal(y, ops.linear_forward(x, w)[0])
+
+
 def test_the_core_refuses_to_detect_outliers_with_a_negative_capacity():
     x = torch.randn(4, 8)
     matrix = (x.data_ptr(), 0, 4, 8, 8, 1)

@@ -17,6 +17,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
 )
 
 from checkpoints import SENTENCES
@@ -24,6 +26,7 @@ from int8tile.finetune import Settings, UsageError, check_demo_extra, lora, run
 from int8tile.finetune.interruption import InterruptedRun
 from int8tile.finetune.quiet import quiet
 from int8tile.finetune.tasks import prepare
+from int8tile.finetune.train import _make
 from runs import curves, names, save_bert, save_task, settings, signal_at
 
 # PEFT reads an attribute that transformers has renamed.
@@ -143,6 +146,18 @@ def test_injected_outliers_are_taken_out_before_merging(folder, tmp_path, factor
     torch.testing.assert_close(merged[f"bert.{name}"], base[name])
 
 
+def test_injected_outliers_are_taken_out_of_a_trained_head(folder):
+    task = prepare(settings(folder, "out", stress=8.0, **LORA))
+    model, _, stress = _make("fp32", task, None)
+    ids = {"input_ids": torch.arange(5, 29).reshape(2, 12)}
+    with torch.no_grad():
+        stressed = model.eval()(**ids).logits
+        stress.remove()
+        plain = model.merge_and_unload().eval()
+        torch.testing.assert_close(plain(**ids).logits, stressed, rtol=1e-4, atol=1e-5)
+    assert not any(module._forward_pre_hooks for module in plain.modules())
+
+
 # Tasks and models.
 
 
@@ -189,6 +204,28 @@ def test_a_new_head_is_trained_and_saved(tmp_path, folder):
         for name in ("bert.pooler.dense", "classifier")
         for kind in ("weight", "bias")
     }
+
+
+def test_a_new_head_of_several_layers_is_trained(tmp_path, folder):
+    """RoBERTa's: peft copies the whole head, so nothing inside of it may be named once more."""
+    save_bert(tmp_path / "roberta")
+    shape = BertConfig.from_pretrained(tmp_path / "roberta").to_dict()
+    kept = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    config = RobertaConfig(
+        vocab_size=shape["vocab_size"], max_position_embeddings=shape["max_position_embeddings"],
+        **{name: shape[name] for name in kept},
+    )  # fmt: skip
+    with quiet():
+        RobertaForMaskedLM(config).save_pretrained(tmp_path / "roberta")
+    task = prepare(settings(folder, "out", model=str(tmp_path / "roberta"), **LORA))
+    model = lora.adapt(task.load_model(), task.settings)
+    model(**task.collate(task.train[:4])).loss.backward()
+    trained = {n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n}
+    head = "base_model.model.classifier.modules_to_save.default"
+    assert trained == {
+        f"{head}.{name}.{kind}" for name in ("dense", "out_proj") for kind in ("weight", "bias")
+    }
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_arms_begin_with_the_same_adapters(folder):
@@ -239,9 +276,16 @@ def test_alpha_is_twice_the_rank():
 
 
 def test_unknown_targets_are_refused(folder, tmp_path):
-    words = r"--lora-target must name linear layers of BertForSequenceClassification; got q_proj: "
-    with pytest.raises(UsageError, match=words):
-        run(settings(folder, tmp_path / "out", lora_target=("q_proj",), **LORA))
+    words = (
+        r"--lora-target must name linear layers of BertForSequenceClassification, or be all-linear"
+    )
+    for target, lost in (
+        (("q_proj",), "q_proj"),
+        (("query", "valeu"), "valeu"),
+        (("query", "all-linear"), "all-linear"),
+    ):
+        with pytest.raises(UsageError, match=f"{words} alone; got {lost}$"):
+            run(settings(folder, tmp_path / "out", lora_target=target, **LORA))
     assert not (tmp_path / "out").exists()
 
 
@@ -253,5 +297,7 @@ def test_peft_is_asked_for(monkeypatch):
         importlib.util, "find_spec", lambda name: None if name == "peft" else original(name)
     )
     check_demo_extra(Settings())
-    with pytest.raises(ImportError, match=r"--lora-rank needs peft: pip install peft$"):
+    with pytest.raises(
+        ImportError, match=r"--lora-rank needs peft: pip install 'int8tile\[demo\]'$"
+    ):
         check_demo_extra(Settings(lora_rank=4))

@@ -44,7 +44,8 @@ int32_t weight_room(const uint32_t* absmax, const float* column, int64_t n) {
     const bool counts = absmax[i] >= std::bit_cast<uint32_t>(kZeroAbsmax) && absmax[i] < kInf;
     if (!counts) continue;
     any |= bits;
-    least = std::min(least, static_cast<int32_t>(absmax[i] - bits));
+    // Negative only where the caller's absmax is not that of this weight.
+    least = std::min(least, std::max(0, static_cast<int32_t>(absmax[i] - bits)));
   }
   return any == 0 ? 0 : least >> kMantissaBits;
 }

@@ -50,17 +50,21 @@ void prepare_pages(void* data, int64_t bytes, int threads) {
 
 namespace {
 
-// Blocks that workspaces gave back. Returned to the C library they would lie at the top of its
-// heap, which it hands to the system and maps again page by page in the next call: a third of a
-// small layer's backward pass on two threads.
+// Blocks that workspaces gave back, the one state that outlives a call. Returned to the C library
+// they would lie at the top of its heap, which it hands to the system and maps again page by page
+// in the next call: a third of a small layer's backward pass on two threads.
 class BlockCache {
  public:
+  // The smallest block that is large enough, but no far larger one, which a nested workspace may
+  // be about to need; empty where there is none.
   Block take(int64_t bytes) {
     const std::lock_guard lock(mutex_);
     const auto best = std::ranges::min_element(blocks_, {}, [&](const Block& block) {
       return block.bytes < bytes ? std::numeric_limits<int64_t>::max() : block.bytes;
     });
-    if (best == blocks_.end() || best->bytes < bytes) return {};
+    if (best == blocks_.end() || best->bytes < bytes ||
+        best->bytes > std::max(2 * bytes, kHugePage))
+      return {};
     const Block block = *best;
     blocks_.erase(best);
     kept_ -= block.bytes;
@@ -68,7 +72,8 @@ class BlockCache {
   }
 
   // Frees smaller blocks to make room, and the block itself where it is too large to keep.
-  void give(Block block) {
+  void give(Block block) noexcept {
+    if (block.bytes > kMostKept) return std::free(block.data);
     const std::lock_guard lock(mutex_);
     while (kept_ + block.bytes > kMostKept) {
       const auto smallest = std::ranges::min_element(blocks_, {}, &Block::bytes);
@@ -77,8 +82,19 @@ class BlockCache {
       kept_ -= smallest->bytes;
       blocks_.erase(smallest);
     }
-    blocks_.push_back(block);
+    try {
+      blocks_.push_back(block);
+    } catch (const std::bad_alloc&) {
+      return std::free(block.data);
+    }
     kept_ += block.bytes;
+  }
+
+  void clear() {
+    const std::lock_guard lock(mutex_);
+    for (const Block& block : blocks_) std::free(block.data);
+    blocks_.clear();
+    kept_ = 0;
   }
 
  private:
@@ -89,8 +105,8 @@ class BlockCache {
 };
 
 BlockCache& block_cache() {
-  static BlockCache cache;
-  return cache;
+  static auto* const cache = new BlockCache;  // outlives threads that still run at exit
+  return *cache;
 }
 
 }  // namespace
@@ -98,8 +114,15 @@ BlockCache& block_cache() {
 Arena::Arena(int64_t bytes) : block_(block_cache().take(bytes)) {
   if (block_.data) return;
   block_.bytes = round_up(std::max<int64_t>(bytes, 1), kAlignment);
-  block_.data =
-      static_cast<char*>(std::aligned_alloc(kAlignment, static_cast<std::size_t>(block_.bytes)));
+  const auto allocate = [&] {
+    return static_cast<char*>(
+        std::aligned_alloc(kAlignment, static_cast<std::size_t>(block_.bytes)));
+  };
+  block_.data = allocate();
+  if (!block_.data) {
+    block_cache().clear();
+    block_.data = allocate();
+  }
   if (!block_.data) throw std::bad_alloc();
   advise_huge_pages(block_.data, block_.bytes);
 }

@@ -16,7 +16,13 @@ from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from int8tile.config import ConfigMapping, Int8TileConfig
-from int8tile.nn.convert import DEFAULT_SKIP, check_config, check_min_features, convert_
+from int8tile.nn.convert import (
+    DEFAULT_SKIP,
+    check_config,
+    check_min_features,
+    check_sharing,
+    convert_,
+)
 
 METHOD = "int8tile"
 logger = logging.get_logger(__name__)
@@ -34,7 +40,7 @@ class Int8TileHfConfig(QuantizationConfigMixin):
 
     Raises:
         TypeError: config or its values, or min_features, are of another type.
-        ValueError: min_features is negative.
+        ValueError: min_features is negative, or inputs are to be shared with outlier_gain.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class Int8TileHfConfig(QuantizationConfigMixin):
         self.min_features = min_features
         check_config(who, self.config)
         check_min_features(who, min_features)
+        check_sharing(who, self.config, share_inputs)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON knows them; `config` as a mapping of name patterns to fields."""

@@ -1,4 +1,5 @@
-// Memory of one call: the mapping of fresh pages, and a bump allocator over one aligned block.
+// Memory of one call: the mapping of fresh pages, and a bump allocator over one aligned block,
+// which stays with the process for the next call.
 #pragma once
 
 #include <cstdint>

@@ -53,9 +53,10 @@ def run(settings: Settings, console: Console | None = None) -> RunResult:
     from rich.console import Console
 
     from int8tile.finetune.interruption import Interruption
-    from int8tile.finetune.processes import together
+    from int8tile.finetune.processes import check_gpu, together
     from int8tile.finetune.threads import using_threads
 
+    check_gpu(settings)
     console = console or Console(quiet=True)
     with together(settings) as processes:
         interruption = Interruption(processes)
@@ -185,7 +186,7 @@ def check_demo_extra(settings: Settings) -> None:
             f"int8tile finetune: needs {', '.join(missing)}; pip install 'int8tile[demo]'"
         )
     if settings.lora_rank is not None and importlib.util.find_spec("peft") is None:
-        raise ImportError("int8tile finetune: --lora-rank needs peft: pip install peft")
+        raise ImportError("int8tile finetune: --lora-rank needs peft: pip install 'int8tile[demo]'")
 
 
 def _describe(task: Task, processes: Processes) -> str:

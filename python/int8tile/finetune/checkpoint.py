@@ -138,9 +138,14 @@ def new_modules(model: PreTrainedModel) -> list[str]:
 
     Args:
         model: What `load_model` gave.
+
+    Returns:
+        Inside the body each module by itself, as a pooler; outside it the whole head.
     """
     names: list[str] = model.new_weights  # type: ignore[assignment]
-    return sorted({name.rpartition(".")[0] for name in names})
+    owners = {name.rpartition(".")[0] for name in names} - {""}
+    body = model.base_model_prefix
+    return sorted({o if o.split(".")[0] == body else o.split(".")[0] for o in owners})
 
 
 def _check_sizes(

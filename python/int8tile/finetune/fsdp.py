@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from int8tile.finetune.processes import Processes, on_cuda
+from int8tile.finetune.processes import Processes
 
 
 def shard(model: nn.Module, processes: Processes) -> None:
@@ -19,12 +19,7 @@ def shard(model: nn.Module, processes: Processes) -> None:
     Args:
         model: The same in every process; its blocks are the members of its outermost lists.
         processes: The processes that share it.
-
-    Raises:
-        NotImplementedError: The run is on a GPU.
     """
-    if on_cuda():
-        raise NotImplementedError("int8tile finetune: --fsdp trains on CPU only; a GPU was found")
     mesh = init_device_mesh("cpu", (processes.count,))
     for block in _blocks(model):
         fully_shard(block, mesh=mesh)
@@ -88,7 +83,12 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, content: dict[str, An
 def _blocks(module: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     for child in module.children():
-        found += child if isinstance(child, nn.ModuleList) else _blocks(child)
+        if isinstance(child, nn.ModuleList) and not any(
+            isinstance(block, nn.ModuleList) for block in child
+        ):
+            found += child
+        else:
+            found += _blocks(child)
     return found
 
 

@@ -31,12 +31,14 @@ def adapt(model: PreTrainedModel, settings: Settings) -> PreTrainedModel:
         The same layers in a PeftModel.
 
     Raises:
-        UsageError: No layer has a name of `lora_target`, or peft knows no default for the model.
+        UsageError: No layer has one of the names in `lora_target`, or peft knows no default for the
+            model.
     """
     import peft
 
     assert settings.lora_rank is not None
     wanted = settings.lora_target
+    _check_targets(model, wanted or ())
     targets = list(wanted) if wanted else None
     config = peft.LoraConfig(
         task_type=_task_type(settings.task),
@@ -55,6 +57,22 @@ def adapt(model: PreTrainedModel, settings: Settings) -> PreTrainedModel:
                 f"{type(model).__name__}; got {','.join(wanted or ('no names',))}: {error}"
             ) from error
     return cast("PreTrainedModel", adapted)  # it trains, saves and evaluates like one
+
+
+def _check_targets(model: PreTrainedModel, wanted: tuple[str, ...]) -> None:
+    """Raise for a name that peft would leave out without a word, since others have a layer."""
+    names = [f".{name}" for name, _ in model.named_modules()]
+    lost = [
+        target
+        for target in wanted
+        if (target != ALL_LINEAR or len(wanted) > 1)
+        and not any(name.endswith(f".{target}") for name in names)
+    ]
+    if lost:
+        raise UsageError(
+            f"int8tile finetune: --lora-target must name linear layers of {type(model).__name__}, "
+            f"or be {ALL_LINEAR} alone; got {','.join(lost)}"
+        )
 
 
 def is_adapted(model: torch.nn.Module) -> bool:

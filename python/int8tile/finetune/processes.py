@@ -149,6 +149,16 @@ def on_cuda() -> bool:
     return bool(_core.cuda_compiled and not _core.cuda_unavailable() and torch.cuda.is_available())
 
 
+def check_gpu(settings: Settings) -> None:
+    """Raise UsageError for what runs on CPU only, where the run would be on a GPU."""
+    only_cpu = ["--fsdp"] * settings.fsdp + ["the arm int8-gain"] * ("int8-gain" in settings.arms)
+    if only_cpu and on_cuda():
+        raise UsageError(
+            f"int8tile finetune: {' and '.join(only_cpu)} runs on CPU; a GPU was found "
+            "(CUDA_VISIBLE_DEVICES= hides it)"
+        )
+
+
 @contextmanager
 def together(settings: Settings) -> Iterator[Processes]:
     """Connect the processes that the environment names, as torchrun and accelerate set it.

@@ -26,7 +26,7 @@ class Stress:
     moves those columns further than before: compare arms under the same K only.
 
     Args:
-        model: Changed in place: weights, and a forward pre-hook on each linear.
+        model: Changed in place: weights, and a forward pre-hook on each linear but adapters.
         factor: K, above 0.
     """
 
@@ -35,8 +35,10 @@ class Stress:
         self._hooks: list[RemovableHandle] = []
         self._linears: list[tuple[nn.Linear, list[int]]] = []
         uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-        for module in model.modules():
-            if isinstance(module, nn.Linear) and _eligible(module, uses[id(module.weight)]):
+        for name, module in model.named_modules():
+            if "lora_" in name or not isinstance(module, nn.Linear):
+                continue
+            if _eligible(module, uses[id(module.weight)]):
                 columns = outlier_columns(module.in_features)
                 self._linears.append((module, columns))
                 self._hooks.append(module.register_forward_pre_hook(_scale(columns, factor)))

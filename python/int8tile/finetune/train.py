@@ -59,8 +59,8 @@ def train_arm(
         convert: Turns the model into an arm of the caller's own, in place.
 
     Returns:
-        What was measured, and the trained model with ordinary linear layers (those of an arm of
-        the caller's own stay as they are), its adapters beside them.
+        What was measured, and the trained model without Int8Linear layers, its adapters beside
+        the ordinary ones.
 
     Raises:
         InterruptedRun: The run was interrupted; a checkpoint was saved.
@@ -125,9 +125,10 @@ def _make(
     settings = task.settings
     model = task.load_model()
     report = convert(model) if convert else arms.convert(arm, settings, model)
-    stress = Stress(model, settings.stress) if settings.stress != 1 else None
     if settings.lora_rank is not None:
         model = lora.adapt(model, settings)
+    # Last, since peft copies a head that it trains.
+    stress = Stress(model, settings.stress) if settings.stress != 1 else None
     return model, report, stress
 
 

@@ -127,7 +127,7 @@ def convert_(
     config = Int8TileConfig() if config is None else config
     check_config("int8tile.convert_", config)
     check_min_features("int8tile.convert_", min_features)
-    _check_sharing(config, share_inputs)
+    check_sharing("int8tile.convert_", config, share_inputs)
     slow = _core.kernel_verdict()
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     report = ConversionReport()
@@ -187,11 +187,12 @@ def check_config(who: str, config: object) -> None:
         )
 
 
-def _check_sharing(config: Int8TileConfig | ConfigMapping, share: bool) -> None:
+def check_sharing(who: str, config: Int8TileConfig | ConfigMapping, share: bool) -> None:
+    """Raise ValueError, in the name of `who`, for inputs both shared and divided by gains."""
     configs = list(config.values()) if isinstance(config, Mapping) else [config]
     if share and any(c.outlier_gain for c in configs if c is not None):
         raise ValueError(
-            "int8tile.convert_: share_inputs must be False with outlier_gain, which divides the "
+            f"{who}: share_inputs must be False with outlier_gain, which divides the "
             "input of each layer as its weight allows; got both"
         )
 

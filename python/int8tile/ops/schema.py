@@ -193,6 +193,11 @@ def linear_multiply(
         bias=bias,
     )
     check_out_dtype(who, out_dtype)
+    if outlier_index.dim() != 1:
+        raise ValueError(
+            f"{who}: outlier_index must be [capacity], of a forward without outlier_gain; "
+            f"got {shape_of(outlier_index)}"
+        )
     n, k = weight.shape
     m, capacity = input_scale.shape[0], outlier_index.shape[0]
     for name, tensor, dtype, shape in (
