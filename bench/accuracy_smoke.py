@@ -19,7 +19,7 @@ def source(work: Path) -> Source:
     """Write model and data into the work folder, once."""
     folder = work / "smoke"
     if not (folder / "model" / "config.json").exists():
-        _save_model(folder / "model")
+        save_model(folder / "model")
     (folder / "sst2").mkdir(exist_ok=True)
     for stem, count in ROWS.items():
         rows = [f"a {WORDS[i % 7]} film of {i % 13}\t{i * i % 3 % 2}\n" for i in range(count)]
@@ -35,7 +35,8 @@ def plan(spec: Spec) -> Plan:
     return Plan(few, seeds=1, steps=STEPS)
 
 
-def _save_model(folder: Path) -> None:
+def save_model(folder: Path) -> None:
+    """Write a tiny BERT with random weights and the tokenizer of MiniLM."""
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     from int8tile.finetune.checkpoint import find_model

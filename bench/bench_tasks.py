@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+import accuracy_smoke
 from report import choices, console, environment, json_path, parsed, write_part
 from tables import print_table
 
@@ -169,7 +170,7 @@ def main(
         Path | None, typer.Option("--json", help="Results; cases that do not run keep theirs.")
     ] = None,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="Made-up data, a tiny decoder, 6 steps.")
+        bool, typer.Option("--smoke", help="Made-up data, tiny models, 6 steps.")
     ] = False,
 ) -> None:
     """Run the command on whole tasks, and compare the speed of its arms."""
@@ -183,12 +184,16 @@ def main(
         if smoke:
             data, steps = work / "data", 6
             make_smoke_data(data)
+            accuracy_smoke.save_model(work / "bert")
         assert data is not None
         if "lora" in chosen:
             make_decoder(data, work, TINY_LLAMA if smoke else LLAMA)
         for name in chosen:
             facts = environment([torch.get_num_threads()])
             more = ["--max-steps", str(steps), "--max-eval", "8"]
+            if smoke:
+                tiny = ("--max-length", "32") if name == "lora" else ("--model", str(work / "bert"))
+                more += tiny
             result = measure(CASES[name], data.resolve(), work, more)
             write_part(path, name, {"environment": facts, "smoke": smoke, **result})
             speeds = [f"{result['examples_per_second'][arm]:.2f}" for arm in ARMS]
