@@ -21,7 +21,7 @@ from report import choices, environment, json_path, parsed, print_head, progress
 from tables import print_table
 from text_model import TextModel, gradients
 
-ARMS = ("bf16", "int8", "int8-split", "fp8", "fp8-e4m3")
+ARMS = ("bf16", "int8", "int8-split", "int8-gain", "fp8", "fp8-e4m3")
 SMOKE_BATCH = 4
 Result = Mapping[str, Any]
 

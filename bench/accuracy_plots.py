@@ -194,6 +194,8 @@ def gains(found: Sequence[Row]) -> Figure | None:
                 )
         axes.set_xticks(range(len(stresses)), [stress_name(stress) for stress in stresses])
         finish(axes, title, "", "injected outliers")
+        if axes.get_yscale() == "linear" and axes.get_ylim()[0] > 0:
+            axes.set_ylim(bottom=0)
     grid.flat[0].legend(frameon=False, fontsize=8)
     return figure
 

@@ -32,6 +32,7 @@ ARMS: Mapping[str, Conversion] = {
     "int8-tensor": _int8(threshold=None, granularity="tensor"),
     "int8": _int8(threshold=None),
     "int8-split": _int8(),
+    "int8-gain": _int8(outlier_gain=True),
     "fp8": convert_fp8_,
     "fp8-e4m3": lambda model: convert_fp8_(model, E4M3),
 }

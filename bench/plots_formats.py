@@ -18,7 +18,13 @@ from plots import COLORS, DPI
 mpl.use("Agg")
 
 Result = Mapping[str, Any]
-FORMAT_COLORS = {**COLORS, "int8-tensor": "#c6dbef", "fp8": "#d94801", "fp8-e4m3": "#fdae6b"}
+FORMAT_COLORS = {
+    **COLORS,
+    "int8-gain": "#009e73",
+    "int8-tensor": "#c6dbef",
+    "fp8": "#d94801",
+    "fp8-e4m3": "#fdae6b",
+}
 LABELS = {"y": "output y", "grad_x": "gradient of x", "grad_w": "gradient of w"}
 OPERANDS = {"x": ("o", "x"), "weight": ("s", "w"), "g": ("^", "g")}
 
