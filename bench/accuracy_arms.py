@@ -96,7 +96,7 @@ def chosen(*names: str) -> dict[str, Arm]:
 
 def grid_name(gamma: float | None, bits: int) -> str:
     """Name an arm of the threshold table."""
-    return "no split" if gamma is None else f"gamma {gamma:g}, {bits} bits"
+    return "no split" if gamma is None else f"gamma {gamma:g} {bits} bits"
 
 
 def threshold_grid(gammas: tuple[float | None, ...], bits: tuple[int, ...]) -> dict[str, Arm]:
@@ -119,6 +119,6 @@ def scale_grid(bits: tuple[int, ...]) -> dict[str, Arm]:
         for scale in ("absmax", "pow2")
         for rounding in ("nearest", "stochastic")
     }
-    arms |= {f"row, {each} bits": int8(outlier_bits=each) for each in bits}
-    arms |= {f"paper, {each} bits": int8(outlier_bits=each, **PAPER) for each in bits}
+    arms |= {f"row {each} bits": int8(outlier_bits=each) for each in bits}
+    arms |= {f"paper {each} bits": int8(outlier_bits=each, **PAPER) for each in bits}
     return chosen(BASELINE) | arms

@@ -122,7 +122,9 @@ def _lines(
 def thresholds(found: Sequence[Row]) -> Figure | None:
     """Draw each quantity by gamma, a line for each number of bits, a row for each stress."""
     stresses = sorted(names(found, "stress"))
-    arms = [arm.removeprefix("gamma ").split(", ") for arm in names(found, "arm") if "gamma" in arm]
+    arms = [
+        arm.removeprefix("gamma ").split(" ", 1) for arm in names(found, "arm") if "gamma" in arm
+    ]
     gammas = sorted({float(gamma) for gamma, _ in arms})
     bits = list(dict.fromkeys(each for _, each in arms))
     figure, grid = new_figure(len(QUANTITIES), len(stresses))
@@ -130,7 +132,7 @@ def thresholds(found: Sequence[Row]) -> Figure | None:
         for axes, (title, (kind, value)) in zip(row, QUANTITIES.items(), strict=True):
             for order, each in enumerate(bits):
                 found_at = {
-                    g: over_tasks(found, kind, value, arm=f"gamma {g:g}, {each}", stress=stress)
+                    g: over_tasks(found, kind, value, arm=f"gamma {g:g} {each}", stress=stress)
                     for g in gammas
                 }
                 _gamma_line(axes, found_at, each, order)
