@@ -134,6 +134,7 @@ def main(
         steps = 0 if smoke else 5
     stress = "1,60" if smoke else stress
     arguments = {name: value for name, value in locals().items() if name != "json"}
+    arguments["data"] = data and data.name  # not where it lies
     json = json_path(json)
     chosen = parsed("arms", choices, arms, tuple(formats.ARMS))
     factors = parsed("stress", lambda: [float(factor) for factor in stress.split(",")])

@@ -206,6 +206,7 @@ def main(
     if quick or smoke:
         count, steps = (4, 0) if smoke else (32, 5)
     arguments = {name: value for name, value in locals().items() if name != "json"}
+    arguments["data"] = data and data.name  # not where it lies
     json = json_path(json)
     torch.set_num_threads(threads)
     facts = environment([threads])

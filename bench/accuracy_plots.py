@@ -209,7 +209,8 @@ def curves(name: str, title: str, logarithmic: bool) -> Callable[[Sequence[Row]]
         there = places(found)
         tasks = [task for task in TASK_NAMES if any(task == each for each, _ in there)]
         stresses = sorted({stress for _, stress in there})
-        figure, grid = new_figure(len(tasks), len(stresses), size=(3.2, 2.6))
+        wide = 7.0 if len(tasks) == 1 else 3.2
+        figure, grid = new_figure(len(tasks), len(stresses), size=(wide, 2.6))
         arms = names(found, "arm", kind=TRAIN)
         for row, stress in zip(grid, stresses, strict=True):
             for axes, task in zip(row, tasks, strict=True):
