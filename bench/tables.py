@@ -111,6 +111,25 @@ def step_table(results: Sequence[Result]) -> None:
     print_table("training step", [*columns, "loss", "gradient error"], rows)
 
 
+def saved_table(results: Sequence[Result]) -> None:
+    """Print a line for each operator of each model, a column for each arm."""
+    arms = list(dict.fromkeys(r["arm"] for r in results))
+    rows: list[list[str] | None] = []
+    for (model, dropout), members in groupby(results, lambda r: (r["model"], r["dropout"])):
+        found = {r["arm"]: r for r in members}
+        label = f"{model}, dropout {dropout}"
+        for name in dict.fromkeys(name for r in found.values() for name in r["operators"]):
+            sizes = [found[arm]["operators"].get(name) for arm in arms]
+            rows.append([label, name, *("" if s is None else f"{s / MEBI:.1f}" for s in sizes)])
+            label = ""
+        totals = [
+            f"{r['saved_bytes'] / MEBI:.1f} ({r['saved_against_fp32']:.2f}x)"
+            for r in (found[arm] for arm in arms)
+        ]
+        rows += [["", "together", *totals], None]
+    print_table("MiB saved for backward", ["model", "kept by", *arms], rows)
+
+
 def gpu_tables(results: Sequence[Result]) -> None:
     """Print a table for each part and pass; a line for each candidate."""
 

@@ -111,6 +111,20 @@ def test_step_smoke(tmp_path):
     assert "int8-split" in table
 
 
+def test_saved_smoke(tmp_path):
+    path = tmp_path / "saved.json"
+    done = run("bench_saved.py", "--smoke", "--json", str(path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = json.loads(path.read_text())
+    for result in content["results"]:
+        names = {name for key in result["operators"] for name in key.split(" + ")}
+        assert sum(result["operators"].values()) == result["saved_bytes"]
+        assert result["saved_bytes"] > result["linear_saved_bytes"] > 0
+        assert ("LinearFunction" in names) == (result["arm"] == "int8-shared")
+    assert {r["model"] for r in content["results"]} == {"bert-base", "minilm", "llama"}
+    assert "together" in done.stdout
+
+
 GPU_PEERS = {"bf16", "int8", "int8-split", "int_mm", "fp8", "bitsandbytes-style"}
 GPU_CANDIDATES = {
     "gemm": {"bf16", "int8tile to int32", "int8tile to bf16", "int_mm", "fp8"},
