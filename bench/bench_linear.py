@@ -16,7 +16,7 @@ import torch
 import typer
 
 from checks import check_exact, check_peer
-from peers import INT8TILE, OURS, Peer, Problem, builders, int8tile_config, names
+from peers import GAIN, INT8TILE, OURS, Peer, Problem, builders, int8tile_config, names
 from report import choices, environment, json_path, parsed, print_head, progress, write_json
 from shapes import Layer, parse_layers, parse_numbers
 from tables import linear_tables
@@ -71,7 +71,7 @@ def measure(
     """
     torch.set_num_threads(case.threads)
     problem = case.problem()
-    split = check_exact(problem, int8tile_config(problem, True))
+    split = check_exact(problem, int8tile_config(problem))
     peers: dict[str, Peer] = {}
     errors: dict[str, list[float]] = {}
     wanted: tuple[torch.Tensor, ...] = ()
@@ -98,16 +98,19 @@ def measure(
             "k": case.layer.k,
             "tokens": case.tokens,
             "outliers": case.outliers,
-            "outliers_split": split if name == INT8TILE else 0,
+            "outliers_split": split if name in (INT8TILE, GAIN) else 0,
             "weight": case.weight,
             "pass": case.passes,
             "threads": case.threads,
             "candidate": name,
             "seconds": timing.spread().json(),
             "speed_against_fp32": timing.speed_against(timings["fp32"]).json(),
-            "speed_against_int8": timing.speed_against(timings["int8"]).json()
-            if "int8" in timings
-            else None,
+            **{
+                f"speed_against_{base}": timing.speed_against(timings[base]).json()
+                if base in timings
+                else None
+                for base in ("int8", INT8TILE)
+            },
             "gops": gemms * operations / timing.spread().median / 1e9,
             "error": errors[name][0],
             "gradient_errors": errors[name][1:],

@@ -12,7 +12,7 @@ from checks import SPLIT_TOLERANCE, CheckError, relative_error, require
 from gpu_peers import BASELINE, FP8
 from gpu_results import Case, Settings, records
 from gpu_timing import Prepared, Run, prepare, replay, shared_pool
-from int8tile import _core
+from int8tile import Int8TileConfig, _core
 from peers import Problem, int8tile_config
 
 INT32, SCALED = "int8tile to int32", "int8tile to bf16"
@@ -55,7 +55,7 @@ def int32_product(a: Tensor, b: Tensor, a_high: Tensor, b_high: Tensor) -> Run:
 
 def scaled_product(problem: Problem) -> Run:
     """Make the call of int8tile's GEMM with its epilogue, x and w quantised before."""
-    config = int8tile_config(problem, bool(problem.outliers))
+    config = int8tile_config(problem) if problem.outliers else Int8TileConfig(threshold=None)
     split = {"threshold": config.threshold, "outlier_capacity": config.outlier_capacity}
     weight = problem.linear.weight.detach()
     block, *_, scale, index, count = torch.ops.int8tile.quantize_input(

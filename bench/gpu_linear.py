@@ -62,7 +62,7 @@ def measure(case: Case, settings: Settings, skipped: dict[str, str]) -> Iterator
     n, k, backward = case.layer.n, case.layer.k, case.passes == "both"
     problem = Problem.random(n, k, case.tokens, case.outliers, False, backward, bias=False, **bf16)
     wanted = wanted_of(problem)
-    config = int8tile_config(problem, True)
+    config = int8tile_config(problem)
     pool = shared_pool(device)
     prepared: dict[str, Prepared] = {}
     errors: dict[str, float] = {}

@@ -20,8 +20,8 @@ from int_mm import FrozenWeight, Functions, int_mm_linear
 REGULAR_LIMIT = 4.0  # below int8tile's and bitsandbytes' thresholds, 5 and 6
 OUTLIER_LEVEL = 20.0
 BITSANDBYTES_THRESHOLD = 6.0
-INT8TILE = "int8-split"
-OURS = ("fp32", "int8", INT8TILE)  # must run and be right; the others may drop out
+INT8TILE, GAIN = "int8-split", "int8-gain"
+OURS = ("fp32", "int8", INT8TILE, GAIN)  # must run and be right; the others may drop out
 Layer = Callable[[Tensor], Tensor]
 
 
@@ -41,13 +41,18 @@ class Problem:
         cls, n: int, k: int, tokens: int, outliers: int, frozen: bool, backward: bool,
         bias: bool = True, **where: Any,  # noqa: ANN401 - device and dtype
     ) -> Problem:  # fmt: skip
-        """Make normal values, cut at 4, with exactly as many outlier columns as wanted."""
+        """Make normal values, cut at 4, with exactly as many outlier columns as wanted.
+
+        The weights under an outlier column are as much smaller as its values are larger, as where
+        a normalisation enlarges features.
+        """
         torch.manual_seed(0)
         x = torch.randn(tokens, k, **where).clamp_(-REGULAR_LIMIT, REGULAR_LIMIT)
         columns = torch.randperm(k)[:outliers]
         x[:, columns] *= OUTLIER_LEVEL
         x[0, columns] = OUTLIER_LEVEL
         linear = nn.Linear(k, n, bias, **where)
+        linear.weight.data[:, columns] /= OUTLIER_LEVEL
         return cls(x, linear, torch.randn(tokens, n, **where), outliers, frozen, backward)
 
 
@@ -99,18 +104,18 @@ def _copy(problem: Problem, dtype: torch.dtype = torch.float32) -> nn.Linear:
     return copy.deepcopy(problem.linear).to(dtype).requires_grad_(not problem.frozen)
 
 
-def int8tile_config(problem: Problem, split: bool) -> Int8TileConfig:
+def int8tile_config(problem: Problem, gain: bool = False) -> Int8TileConfig:
     """Configure int8tile with room for the problem's outlier columns."""
     default = _core.default_capacity(problem.x.shape[1])
     capacity = problem.outliers if problem.outliers > default else None
-    return Int8TileConfig(outlier_capacity=capacity) if split else Int8TileConfig(threshold=None)
+    return Int8TileConfig(outlier_capacity=capacity, outlier_gain=gain)
 
 
-def _int8tile(problem: Problem, split: bool) -> Peer:
-    layer = Int8Linear.from_linear(_copy(problem), int8tile_config(problem, split))
+def _int8tile(problem: Problem, config: Int8TileConfig) -> Peer:
+    layer = Int8Linear.from_linear(_copy(problem), config)
     saves = problem.backward and not problem.frozen
     op = f"int8tile::linear_forward{'' if saves else '_only'}"
-    return _of_module(layer, problem, op, split=split)
+    return _of_module(layer, problem, op, split=config.threshold is not None)
 
 
 def _int_mm(problem: Problem, functions: Functions) -> Peer:
@@ -180,8 +185,9 @@ def builders(frozen: bool, backward: bool, compiled: bool) -> dict[str, Callable
     found: dict[str, Callable[[Problem], Peer]] = {
         "fp32": lambda p: _of_module(_copy(p), p, "aten::addmm"),
         "bf16": lambda p: _of_module(_copy(p, bf16), p, "aten::addmm", bf16),
-        "int8": lambda p: _int8tile(p, False),
-        INT8TILE: lambda p: _int8tile(p, True),
+        "int8": lambda p: _int8tile(p, Int8TileConfig(threshold=None)),
+        INT8TILE: lambda p: _int8tile(p, int8tile_config(p)),
+        GAIN: lambda p: _int8tile(p, int8tile_config(p, gain=True)),
         "int_mm": lambda p: _int_mm(p, Functions()),
     }
     if compiled:

@@ -22,6 +22,7 @@ COLORS = {
     "bf16": "#bcbd22",
     "int8": "#9ecae1",
     "int8-split": "#08519c",
+    "int8-gain": "#e377c2",
     "int8-shared": "#4292c6",
     "int8tile": "#08519c",
     "int_mm": "#fd8d3c",

@@ -71,7 +71,7 @@ PARTS = {
         "bench_linear.py",
         (
             *("--shapes", PEER_SHAPES, "--tokens", "4096", "--outliers", "0,4,32,128"),
-            *("--candidates", "int8,int8-split,bitsandbytes", "--threads", "{most}"),
+            *("--candidates", "int8,int8-split,int8-gain,bitsandbytes", "--threads", "{most}"),
         ),
         "what the split costs",
     ),

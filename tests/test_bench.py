@@ -80,9 +80,9 @@ def test_linear_smoke(linear):
         if candidate.startswith("int8"):
             saves = result["pass"] == "both" and result["weight"] == "each"
             assert result["ran"] == f"int8tile::linear_forward{'' if saves else '_only'}"
-        assert result["outliers_split"] == (4 if candidate == "int8-split" else 0)
+        assert result["outliers_split"] == (4 if candidate in ("int8-split", "int8-gain") else 0)
     names = {r["candidate"] for r in content["results"]}
-    assert names >= {"fp32", "bf16", "int8", "int8-split", "int_mm"}
+    assert names >= {"fp32", "bf16", "int8", "int8-split", "int8-gain", "int_mm"}
     assert "int8-split" in table
 
 
@@ -94,7 +94,7 @@ def test_the_split_keeps_outliers_accurate(linear):
             for r in content["results"]
             if (r["pass"], r["weight"]) == kind
         }
-        assert errors["int8-split"] < errors["int8"]
+        assert errors["int8-gain"] < errors["int8-split"] < errors["int8"]
 
 
 def test_step_smoke(tmp_path):
