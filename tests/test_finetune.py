@@ -310,6 +310,15 @@ def test_the_table_fits_80_columns():
         assert word in shown
 
 
+def test_metrics_beside_the_headline_are_shown():
+    one = ArmResult(0.5, {"f1": 0.5, "exact_match": 0.25}, 1.0, 1.0, 1.0, 7, [], [])
+    result = RunResult({"fp32": one, "int8": one}, "f1", "windows", {}, {"task": "squad"})
+    line = "f1 0.5000, exact_match 0.2500"
+    assert report.notes(result) == [f"fp32: {line}", f"int8: {line}"]
+    alone = ArmResult(0.5, {"f1": 0.5}, 1.0, 1.0, 1.0, 7, [], [])
+    assert report.notes(RunResult({"fp32": alone}, "f1", "windows", {}, {})) == []
+
+
 # The whole job.
 
 ARM_KEYS = [

@@ -75,7 +75,7 @@ def table(result: RunResult) -> Table:
 
 
 def notes(result: RunResult) -> list[str]:
-    """Say what the table does not: what is int8, and what the outlier columns are counted by.
+    """Say what the table does not: all metrics, what is int8, and what outliers are counted by.
 
     Args:
         result: The run.
@@ -87,7 +87,12 @@ def notes(result: RunResult) -> list[str]:
     for arm, each in result.arms.items():
         if each.conversion:
             conversions.setdefault(str(each.conversion), arm)
-    lines = [f"{arm}: {text}" for text, arm in conversions.items()]
+    lines = [
+        f"{arm}: {', '.join(f'{name} {value:.4f}' for name, value in each.metrics.items())}"
+        for arm, each in result.arms.items()
+        if len(each.metrics) > 1
+    ]
+    lines += [f"{arm}: {text}" for text, arm in conversions.items()]
     if result.environment.get("processes", 1) > 1:
         lines.append(f"{result.unit}/s of all processes together; saved for backward in each")
     splitting = {arm: each.outliers for arm, each in result.arms.items() if each.outliers}
