@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 from rich.console import Console
@@ -30,24 +31,23 @@ from int8tile.finetune.settings import Settings, UsageError
 
 DEFAULTS = Settings(max_steps=10, output=Path("int8tile-analysis"))
 measure_option = partial(typer.Option, rich_help_panel="Measuring")
-# The settings are those of `finetune`; here some of them have other names.
-RENAMED = {
-    "int8tile finetune:": "int8tile analyze:",
-    "--max-steps": "--steps",
-    "--threshold": "--gamma",
-}
+
+
+@dataclass(frozen=True)
+class AnalyzeSettings(Settings):
+    """The settings of `finetune`, of which some are options of another name here."""
+
+    OPTIONS: ClassVar[Mapping[str, str]] = {"max_steps": "steps", "threshold": "gamma"}
 
 
 @contextmanager
-def _own_names() -> Iterator[None]:
-    """Name this command and its options in what the settings and the data complain about."""
+def _own_name() -> Iterator[None]:
+    """Name this command in what the settings and the data complain about."""
     try:
         yield
     except (UsageError, ImportError) as error:
-        text = str(error)
-        for theirs, ours in RENAMED.items():
-            text = text.replace(theirs, ours)
-        raise type(error)(text) from error
+        text = str(error).removeprefix("int8tile finetune: ").removeprefix("int8tile analyze: ")
+        raise type(error)(f"int8tile analyze: {text}") from error
 
 
 def analyze(
@@ -109,8 +109,8 @@ def analyze(
     texts = (
         None if text_columns is None else tuple(each.strip() for each in text_columns.split(","))
     )
-    with _own_names():
-        settings = Settings(
+    with _own_name():
+        settings = AnalyzeSettings(
             model=model, task=task, data=data, text_columns=texts, label_column=label_column,
             regression=regression, max_length=max_length, doc_stride=doc_stride, max_steps=steps,
             threshold=gamma, outlier_bits=outlier_bits,

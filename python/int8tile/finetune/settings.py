@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 GLUE_TASKS = ("sst2", "mrpc", "rte", "cola", "qnli", "qqp", "mnli", "stsb", "wnli")
 SQUAD_TASKS = ("squad", "squad_v2")
@@ -107,25 +108,26 @@ class Settings:
     resume: bool = False
     timeout: float = 600.0
     output: Path = Path("int8tile-output")
+    OPTIONS: ClassVar[Mapping[str, str]] = {}  # names of options that differ from the settings'
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _require(self.task in TASK_NAMES, "task", f"one of {', '.join(TASK_NAMES)}", self.task)
+        self._require(self.task in TASK_NAMES, "task", f"one of {', '.join(TASK_NAMES)}", self.task)
         known = set(self.arms) <= set(ARM_NAMES)
         distinct = len(set(self.arms)) == len(self.arms)
         arms = f"one or more different ones of {','.join(ARM_NAMES)}"
-        _require(bool(self.arms) and known and distinct, "arms", arms, ",".join(self.arms))
+        self._require(bool(self.arms) and known and distinct, "arms", arms, ",".join(self.arms))
         for name in ("threshold", "stress", "epochs", "lr", "timeout"):
             value = getattr(self, name)
-            _require(math.isfinite(value) and value > 0, name, "above 0 and finite", value)
+            self._require(math.isfinite(value) and value > 0, name, "above 0 and finite", value)
         for name in (
             *("max_steps", "max_train", "max_eval", "batch_size", "threads"),
             *("max_answer_length", "save_every", "keep", "lora_rank", "lora_alpha"),
         ):
             value = getattr(self, name)
-            _require(value is None or value >= 1, name, "at least 1", value)
-        _require(0 <= self.seed < 2**32, "seed", "0..4294967295", self.seed)
-        _require(self.outlier_bits in OUTLIER_BITS, "outlier-bits", "8..15", self.outlier_bits)
+            self._require(value is None or value >= 1, name, "at least 1", value)
+        self._require(0 <= self.seed < 2**32, "seed", "0..4294967295", self.seed)
+        self._require(self.outlier_bits in OUTLIER_BITS, "outlier-bits", "8..15", self.outlier_bits)
         self._check_lora()
         self._check_task()
         self._check_lengths()
@@ -156,55 +158,55 @@ class Settings:
         for name in ("lora_alpha", "lora_target"):
             value = getattr(self, name)
             fine = self.lora_rank is not None or value is None
-            _require(fine, name, "left out without --lora-rank", value)
+            self._require(fine, name, "left out without --lora-rank", value)
         target = self.lora_target
         got = ",".join(target or ())
-        _require(target is None or all(target), "lora-target", "names of layers", got)
+        self._require(target is None or all(target), "lora-target", "names of layers", got)
 
     def _check_task(self) -> None:
         """Check what only some tasks take, and what some need."""
         task = self.task
         if task == "docstrings":
-            _require(self.data is None, "data", "left out with the docstrings task", self.data)
+            self._require(self.data is None, "data", "left out with the docstrings task", self.data)
         if task in ("clm", "custom"):
             what = "a text file or a folder" if task == "clm" else "a folder"
-            _require(self.data is not None, "data", f"{what} for the {task} task", self.data)
+            self._require(self.data is not None, "data", f"{what} for the {task} task", self.data)
         if task == "clm":
             wanted = "a causal language model for the clm task"
-            _require(self.model is not None, "model", wanted, self.model)
+            self._require(self.model is not None, "model", wanted, self.model)
         for name in ("text_columns", "label_column", "regression"):
             value = getattr(self, name)
             wanted = "left out unless the task is custom"
-            _require(task == "custom" or not value, name, wanted, value)
+            self._require(task == "custom" or not value, name, wanted, value)
         columns = self.text_columns
         fine = columns is None or (0 < len(set(columns)) == len(columns) < 3 and all(columns))
-        _require(fine, "text-columns", "one or two different columns", ",".join(columns or ()))
+        self._require(fine, "text-columns", "one or two different columns", ",".join(columns or ()))
         if self.metrics is not None:
             got = ",".join(self.metrics)
             classifies = task not in (*SQUAD_TASKS, "clm")
-            _require(classifies, "metrics", f"left out with the {task} task", got)
+            self._require(classifies, "metrics", f"left out with the {task} task", got)
             known = set(self.metrics) <= set(METRIC_NAMES)
             distinct = len(set(self.metrics)) == len(self.metrics) > 0
             wanted = f"one or more different ones of {','.join(METRIC_NAMES)}"
-            _require(known and distinct, "metrics", wanted, got)
+            self._require(known and distinct, "metrics", wanted, got)
 
     def _check_lengths(self) -> None:
         """Check the tokens of an example, and that windows move on."""
         if self.task not in SQUAD_TASKS:
-            _require(self.tokens >= 3, "max-length", "at least 3 tokens", self.tokens)
-            _require(
+            self._require(self.tokens >= 3, "max-length", "at least 3 tokens", self.tokens)
+            self._require(
                 self.doc_stride is None,
                 "doc-stride",
                 "left out unless the task is squad or squad_v2",
                 self.doc_stride,
             )
             return
-        _require(self.tokens >= 16, "max-length", f"at least 16 for {self.task}", self.tokens)
+        self._require(self.tokens >= 16, "max-length", f"at least 16 for {self.task}", self.tokens)
         most = self.tokens - self.question_tokens - SPECIAL_TOKENS - 1
         wanted = f"0..{most} with {self.tokens} tokens"
-        _require(0 <= self.stride <= most, "doc-stride", wanted, self.stride)
+        self._require(0 <= self.stride <= most, "doc-stride", wanted, self.stride)
         finite = math.isfinite(self.null_threshold)
-        _require(finite, "null-threshold", "finite", self.null_threshold)
+        self._require(finite, "null-threshold", "finite", self.null_threshold)
 
     def arguments(self) -> dict[str, Any]:
         """Give all settings as JSON values.
@@ -223,9 +225,8 @@ class Settings:
         """
         return {n: v for n, v in self.arguments().items() if n not in RUN_SETTINGS}
 
-
-def _require(holds: bool, name: str, wanted: str, got: object) -> None:
-    """Raise unless a condition on one setting holds."""
-    if not holds:
-        option = name.replace("_", "-")
-        raise UsageError(f"int8tile finetune: --{option} must be {wanted}; got {got}")
+    def _require(self, holds: bool, name: str, wanted: str, got: object) -> None:
+        """Raise unless a condition on one setting holds."""
+        if not holds:
+            option = self.OPTIONS.get(name, name.replace("_", "-"))
+            raise UsageError(f"int8tile finetune: --{option} must be {wanted}; got {got}")
