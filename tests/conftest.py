@@ -9,7 +9,7 @@ import torch
 from checkpoints import tiny_bert, tiny_decoder, tiny_tokenizer  # noqa: F401 - fixtures
 from emulated import emulated_core, emulated_layers, emulated_ops, ops  # noqa: F401 - fixtures
 from int8tile import _core
-from ranks import four_ranks, ranks  # noqa: F401 - fixtures
+from ranks import four_ranks, one, ranks, undropped  # noqa: F401 - fixtures
 
 
 def no_gpu():

@@ -87,3 +87,26 @@ def ranks(tmp_path_factory):
 @pytest.fixture(scope="module")
 def four_ranks(tmp_path_factory):
     yield from _started(4, tmp_path_factory.mktemp("ranks"))
+
+
+# `int8tile finetune` on several processes.
+
+
+@pytest.fixture(scope="module")
+def undropped(tmp_path_factory):
+    """A model without dropout, whose losses do not depend on who draws random numbers."""
+    from runs import save_bert, save_task
+
+    folder = tmp_path_factory.mktemp("undropped")
+    save_bert(folder / "bert", dropout=0.0)
+    save_task(folder / "sst2")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(undropped):
+    """What one process does."""
+    from int8tile.finetune import run
+    from runs import settings
+
+    return run(settings(undropped, "one", epochs=3.0)).arms["int8-split"]

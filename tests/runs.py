@@ -1,5 +1,6 @@
 """Small runs of `int8tile finetune` that are interrupted, cut in two, or shared by processes."""
 
+import json
 import os
 import re
 import signal
@@ -8,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from transformers import AutoTokenizer, BertConfig, BertModel
 
@@ -17,6 +20,8 @@ from int8tile.finetune.quiet import quiet
 from int8tile.finetune.trainer import ArmTrainer
 
 SIGNALED = str(Path(__file__).with_name("signaled.py"))
+NOISE = 2e-3  # of a loss of about 0.7: int8 rounds halves of a batch like the batch, sums do not
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 WORDS = ("good", "bad", "dull", "fine", "long", "short", "warm")
 
 
@@ -138,3 +143,25 @@ def curves(result):
 def names(folder):
     """All names in a folder, sorted."""
     return sorted(each.name for each in folder.iterdir())
+
+
+# Two processes against one.
+
+
+def check_agreement(output, one, processes):
+    """Compare a finished run with that of one process."""
+    content = json.loads((output / "metrics.json").read_text())
+    assert content["environment"]["processes"] == processes
+    arm = content["arms"]["int8-split"]
+    assert arm["loss"] == pytest.approx(one.loss, abs=NOISE)
+    # One of 150 examples may fall to the other side.
+    assert arm["metric"] == pytest.approx(one.metric, abs=1.5 / 150)
+    return arm
+
+
+def check_losses(result, one):
+    arm = result.arms["int8-split"]
+    assert [step for step, _ in arm.train_curve] == [step for step, _ in one.train_curve]
+    losses, exact = (np.array(each.train_curve)[:, 1] for each in (arm, one))
+    np.testing.assert_allclose(losses, exact, atol=NOISE)
+    assert arm.loss == pytest.approx(one.loss, abs=NOISE)

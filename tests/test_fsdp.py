@@ -1,6 +1,7 @@
 """`int8tile finetune --fsdp`: two processes that share the weights do what one does."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,22 +10,23 @@ pytest.importorskip("transformers", reason="needs the demo extra")
 
 from safetensors.torch import load_file
 
-from int8tile.finetune import UsageError, run
+from int8tile.finetune import Settings, UsageError, fsdp, run, trainer
 from int8tile.finetune.interruption import InterruptedRun
-from int8tile.finetune.processes import together
+from int8tile.finetune.processes import Processes, together
 from runs import (
+    NOISE,
     SIGNALED,
+    TORCHRUN,
     call,
+    check_agreement,
+    check_losses,
     names,
     options,
     ours,
-    save_bert,
-    save_task,
     settings,
     signal_at,
     start_two,
 )
-from test_torchrun import NOISE, TORCHRUN, check_agreement, check_losses
 
 SHARDED = """
 import json, sys
@@ -49,6 +51,7 @@ ArmTrainer.training_step = counted
 runs = {
     "plain": {"arms": ("fp32", "int8-split", "paper-split")},
     "stress": {"arms": ("int8-split",), "stress": 3.0},
+    "bf16": {"arms": ("bf16",)},
     "lora": {"arms": ("int8-split",), "lora_rank": 4, "lr": 5e-3},
 }
 found = {}
@@ -61,24 +64,9 @@ print(json.dumps([found, held[1] if held else None]))
 """
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model without dropout, whose losses do not depend on who draws random numbers."""
-    folder = tmp_path_factory.mktemp("fsdp")
-    save_bert(folder / "bert", dropout=0.0)
-    save_task(folder / "sst2")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def one(folder):
-    """What one process does."""
-    return run(settings(folder, "one", epochs=3.0)).arms["int8-split"]
-
-
 @pytest.fixture
-def two(folder, tmp_path):
-    return settings(folder, tmp_path / "two", epochs=3.0, fsdp=True)
+def two(undropped, tmp_path):
+    return settings(undropped, tmp_path / "two", epochs=3.0, fsdp=True)
 
 
 def by_two(folder, output, *more):
@@ -90,18 +78,18 @@ def by_two(folder, output, *more):
     return one
 
 
-def test_sharded_runs_are_those_of_whole_models(folder, tmp_path):
-    whole, _ = by_two(folder, tmp_path / "ddp")
-    sharded, held = by_two(folder, tmp_path / "fsdp", "fsdp")
+def test_sharded_runs_are_those_of_whole_models(undropped, tmp_path):
+    whole, _ = by_two(undropped, tmp_path / "ddp")
+    sharded, held = by_two(undropped, tmp_path / "fsdp", "fsdp")
     assert set(sharded) == set(whole)
-    assert len(whole) == 5
+    assert len(whole) == 6
     for name, (losses, loss, metrics, saved) in sharded.items():
         # Clipping sums the squares of a gradient in another order.
         assert losses == pytest.approx(whole[name][0], rel=1e-3), name
         assert loss == pytest.approx(whole[name][1], rel=1e-3)
         assert metrics == pytest.approx(whole[name][2], abs=1.5 / 150)
         assert saved == whole[name][3]
-    for name in ("plain", "stress", "lora"):
+    for name in ("plain", "stress", "bf16", "lora"):
         one, other = (
             load_file(tmp_path / kind / name / "model" / "model.safetensors")
             for kind in ("ddp", "fsdp")
@@ -148,3 +136,11 @@ def test_one_process_cannot_share(two):
     words = "--fsdp needs several processes, as of torchrun --nproc-per-node 2 .*; got one"
     with pytest.raises(UsageError, match=words), together(two):
         pass
+
+
+def test_a_trainer_that_would_wrap_the_model_is_refused(monkeypatch):
+    monkeypatch.setattr(fsdp, "is_sharded", lambda model: True)
+    monkeypatch.setattr(trainer.Trainer, "__init__", lambda self, **options: None)
+    task = SimpleNamespace(settings=Settings(), train=[1], collate=None, reduce_outputs=None)
+    with pytest.raises(ImportError, match="--fsdp needs a transformers whose Trainer has is_distr"):
+        trainer.ArmTrainer(None, task, Processes(), None)

@@ -1,4 +1,4 @@
-"""The recipes run as they are written, those for several processes in two."""
+"""The recipes run as they are written, those for several processes under torchrun."""
 
 import re
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from runs import TORCHRUN, call
 from tasks import own_accelerator  # noqa: F401 - a fixture
 
 RECIPES = (Path(__file__).resolve().parents[1] / "docs" / "recipes.md").read_text()
@@ -17,7 +18,7 @@ DISTRIBUTED = ("DDP", "FSDP2", "Tensor parallelism")
 NEEDS = {"LoRA of PEFT": "peft", "torchao": "torchao"}
 
 
-def execute(rank, code):
+def execute(code):
     exec(compile(code, "recipes.md", "exec"), {})
 
 
@@ -36,9 +37,11 @@ def test_a_recipe_runs(name, tmp_path, monkeypatch):
         pytest.importorskip(NEEDS[name])
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    execute(0, SETUP + CODE[name])
+    execute(SETUP + CODE[name])
 
 
 @pytest.mark.parametrize("name", DISTRIBUTED)
-def test_a_recipe_for_several_processes_runs(name, ranks):
-    ranks(execute, CODE[name])
+def test_a_recipe_for_several_processes_runs(name, tmp_path):
+    (tmp_path / "recipe.py").write_text(CODE[name])
+    done = call(str(tmp_path / "recipe.py"), script=TORCHRUN)
+    assert done.returncode == 0, done.stderr

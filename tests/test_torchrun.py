@@ -17,58 +17,22 @@ from int8tile.finetune.processes import Processes, together
 from int8tile.finetune.sharding import EvalBatches, TrainBatches
 from runs import (
     SIGNALED,
+    TORCHRUN,
     call,
+    check_agreement,
+    check_losses,
     names,
     options,
     ours,
-    save_bert,
-    save_task,
     settings,
     signal_at,
     start_two,
 )
 
-NOISE = 2e-3  # of a loss of about 0.7: int8 rounds halves of a batch like the batch, sums do not
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model without dropout, whose losses do not depend on who draws random numbers."""
-    folder = tmp_path_factory.mktemp("torchrun")
-    save_bert(folder / "bert", dropout=0.0)
-    save_task(folder / "sst2")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def one(folder):
-    """What one process does."""
-    return run(settings(folder, "one", epochs=3.0)).arms["int8-split"]
-
 
 @pytest.fixture
-def two(folder, tmp_path):
-    return settings(folder, tmp_path / "two", epochs=3.0)
-
-
-def check_agreement(output, one, processes):
-    """Compare a finished run with that of one process."""
-    content = json.loads((output / "metrics.json").read_text())
-    assert content["environment"]["processes"] == processes
-    arm = content["arms"]["int8-split"]
-    assert arm["loss"] == pytest.approx(one.loss, abs=NOISE)
-    # One of 150 examples may fall to the other side.
-    assert arm["metric"] == pytest.approx(one.metric, abs=1.5 / 150)
-    return arm
-
-
-def check_losses(result, one):
-    arm = result.arms["int8-split"]
-    assert [step for step, _ in arm.train_curve] == [step for step, _ in one.train_curve]
-    losses, exact = (np.array(each.train_curve)[:, 1] for each in (arm, one))
-    np.testing.assert_allclose(losses, exact, atol=NOISE)
-    assert arm.loss == pytest.approx(one.loss, abs=NOISE)
+def two(undropped, tmp_path):
+    return settings(undropped, tmp_path / "two", epochs=3.0)
 
 
 # Two processes and one.
@@ -146,10 +110,10 @@ def save_more_tasks(folder):
         (folder / "squad" / f"{stem}.json").write_text(json.dumps(data))
 
 
-def test_every_task_is_trained_and_evaluated_as_by_one(folder, tmp_path):
-    save_more_tasks(folder)
-    alone = call("-c", SEVERAL, str(folder), str(tmp_path / "alone"), script=[])
-    pair = start_two("-c", SEVERAL, str(folder), str(tmp_path / "pair"))
+def test_every_task_is_trained_and_evaluated_as_by_one(undropped, tmp_path):
+    save_more_tasks(undropped)
+    alone = call("-c", SEVERAL, str(undropped), str(tmp_path / "alone"), script=[])
+    pair = start_two("-c", SEVERAL, str(undropped), str(tmp_path / "pair"))
     texts = [process.communicate(timeout=100)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0]
     exact, *both = (json.loads(text) for text in (alone.stdout, *texts))

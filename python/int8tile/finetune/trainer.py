@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import transformers
 from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
@@ -23,6 +24,8 @@ from int8tile.finetune.quiet import quiet
 from int8tile.finetune.sharding import EvalBatches, Loader, TrainBatches
 from int8tile.finetune.tasks import Task
 
+# The Trainer's attribute that is true for a model which shares out its weights itself.
+OWN_SHARDING = "is_distributed_loading_by_transformers"
 PADDING = -100  # of outputs whose batches differ in length
 
 
@@ -59,9 +62,18 @@ class ArmTrainer(Trainer):
             **options,
         )
         self.model_accepts_loss_kwargs = False  # the loss is the mean over a process's examples
-        # Where it is true, the Trainer leaves it to the model to share out weights and gradients.
-        self.is_distributed_loading_by_transformers = fsdp.is_sharded(model)
+        if fsdp.is_sharded(model):
+            self._leave_sharding_to_the_model()
         self.remove_callback(PrinterCallback)
+
+    def _leave_sharding_to_the_model(self) -> None:
+        """Keep the Trainer from wrapping a model that shares out weights and gradients itself."""
+        if not hasattr(self, OWN_SHARDING):
+            raise ImportError(
+                f"int8tile finetune: --fsdp needs a transformers whose Trainer has {OWN_SHARDING}; "
+                f"got transformers {transformers.__version__}: pip install 'int8tile[demo]'"
+            )
+        setattr(self, OWN_SHARDING, True)
 
     def _move_model_to_device(self, model: Any, device: Any) -> None:  # noqa: ANN401
         if not fsdp.is_sharded(model):
