@@ -117,6 +117,7 @@ def _lines(
             x, y, error = zip(*points, strict=True)
             axes.errorbar(x, y, error, marker="o", ms=4, capsize=2, **style(arm, order))
     axes.set_xticks(range(len(stresses)), [stress_name(stress) for stress in stresses])
+    axes.set_xlim(-0.3, len(stresses) - 0.7)
 
 
 def thresholds(found: Sequence[Row]) -> Figure | None:
