@@ -31,6 +31,7 @@ class Recipe:
         batch_size: Examples (windows of SQuAD) of a step.
         lr: Peak learning rate.
         max_length: Tokens of an example at most, padded to the longest of the batch.
+        group_by_length: Whether examples of a batch are of about the same length.
     """
 
     steps: int = 100
@@ -39,6 +40,7 @@ class Recipe:
     batch_size: int = 32
     lr: float = 2e-4
     max_length: int = 128
+    group_by_length: bool = False
 
 
 RECIPES = {
@@ -142,6 +144,7 @@ class Run:
             lr=recipe.lr,
             seed=self.seed,
             max_length=recipe.max_length,
+            group_by_length=recipe.group_by_length,
             output=output,
         )
 

@@ -98,8 +98,9 @@ def test_a_run_cut_in_two_is_the_same_run(folder, whole, tmp_path, again, step, 
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_run_cut_in_three_is_the_same_run(folder, tmp_path, again):
-    stressed = {"arms": ("paper-split",), "stress": 3.0, "epochs": 3.0}
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_run_cut_in_three_is_the_same_run(folder, tmp_path, again, grouped):
+    stressed = {"arms": ("paper-split",), "stress": 3.0, "epochs": 3.0, "group_by_length": grouped}
     whole = run(settings(folder, tmp_path / "whole", **stressed))
     interrupt(again(**stressed, resume=False), 1)
     interrupt(again(**stressed), 6)

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("transformers", reason="needs the demo extra")
 
-from int8tile.finetune import UsageError, run
+from int8tile.finetune import Settings, UsageError, run
 from int8tile.finetune.interruption import InterruptedRun
 from int8tile.finetune.processes import Processes, together
 from int8tile.finetune.sharding import EvalBatches, TrainBatches
@@ -208,11 +208,17 @@ def test_a_launch_that_shards_the_model_is_refused(two, monkeypatch, name):
 # Shares.
 
 
+def lengths_of(examples, seed=0):
+    return np.random.default_rng(seed).integers(5, 100, examples).tolist()
+
+
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("examples", [1, 7, 8, 17, 24])
-def test_shares_make_up_the_batches_of_one(examples, count):
-    alone = TrainBatches(examples, 8, 5, Processes())
-    shares = [TrainBatches(examples, 8, 5, Processes(count, i)) for i in range(count)]
+def test_shares_make_up_the_batches_of_one(examples, count, grouped):
+    lengths = lengths_of(examples) if grouped else None
+    alone = TrainBatches(examples, 8, 5, Processes(), lengths)
+    shares = [TrainBatches(examples, 8, 5, Processes(count, i), lengths) for i in range(count)]
     for epoch in (0, 1):
         for each in (alone, *shares):
             each.set_epoch(epoch)
@@ -224,17 +230,56 @@ def test_shares_make_up_the_batches_of_one(examples, count):
             # The mean of the weighted means is the mean of the batch.
             means = [weight * np.mean(part) for part, weight in zip(parts, weights, strict=True)]
             assert np.mean(means) == pytest.approx(np.mean(batch))
-    assert list(alone) != list(TrainBatches(examples, 8, 5, Processes())) or examples == 1
+    if not grouped:
+        assert list(alone) != list(TrainBatches(examples, 8, 5, Processes())) or examples == 1
 
 
+@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("examples", [1, 4, 5, 13])
-def test_evaluation_batches_come_back_in_order(examples, count):
-    shares = [EvalBatches(examples, 4, Processes(count, i)) for i in range(count)]
+def test_evaluation_batches_come_back_in_order(examples, count, grouped):
+    lengths = lengths_of(examples) if grouped else None
+    shares = [EvalBatches(examples, 4, Processes(count, i), lengths) for i in range(count)]
     parts = [list(each) for each in shares]
     assert len({len(part) for part in parts}) == 1
-    joined = [i for batch in shares[0].in_order(parts) for i in batch]
-    assert joined == list(range(examples))
+    joined = np.array([i for batch in shares[0].in_order(parts) for i in batch])
+    assert joined[shares[0].places].tolist() == list(range(examples))
+
+
+def test_grouped_batches_hold_every_example_once_and_little_padding():
+    lengths = lengths_of(1000)
+    train = TrainBatches(1000, 8, 5, Processes(), lengths)
+    plain = TrainBatches(1000, 8, 5, Processes())
+    evaluation = EvalBatches(1000, 8, Processes(), lengths)
+
+    def padded(batches):
+        batches = list(batches)
+        assert sorted(i for batch in batches for i in batch) == list(range(1000))
+        return sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
+
+    assert padded(evaluation) < 1.03 * sum(lengths)
+    assert padded(train) < 1.1 * sum(lengths)
+    assert padded(plain) > 1.5 * sum(lengths)
+    first, *others = list(train)
+    longest = [max(lengths[i] for i in batch) for batch in others]
+    assert max(lengths[i] for i in first) == max(lengths)  # memory runs out at once or never
+    assert sorted(longest, reverse=True) != longest
+    train.set_epoch(1)
+    assert list(train) != [first, *others]
+
+
+@pytest.mark.parametrize("task", ["sst2", "squad"])
+def test_grouped_batches_evaluate_the_same(undropped, tmp_path, task):
+    if task == "squad":
+        save_more_tasks(undropped)
+    common = {"model": str(undropped / "bert"), "task": task, "data": undropped / task}
+    common |= {"arms": ("fp32",), "max_steps": 1, "lr": 1e-30, "max_length": 40, "threads": 1}
+    plain, grouped = (
+        run(Settings(**common, group_by_length=each, output=tmp_path / str(each))).arms["fp32"]
+        for each in (False, True)
+    )
+    assert grouped.loss == pytest.approx(plain.loss, rel=1e-5)
+    assert grouped.metrics == pytest.approx(plain.metrics)
 
 
 def test_processes_share_the_cores():

@@ -211,6 +211,13 @@ def finetune(
         int | None, training_option("--max-steps", help="Most optimizer steps.")
     ] = None,
     batch_size: BatchSizeOption = DEFAULTS.batch_size,
+    group_by_length: Annotated[
+        bool,
+        training_option(
+            "--group-by-length",
+            help="Batch examples of about the same length, to compute less padding.",
+        ),
+    ] = DEFAULTS.group_by_length,
     lr: Annotated[float, training_option("--lr", help="Peak learning rate.")] = DEFAULTS.lr,
     seed: SeedOption = DEFAULTS.seed,
     threads: Annotated[

@@ -55,6 +55,8 @@ class Settings:
         max_eval: The most examples of each evaluation set; None uses all.
         epochs: Passes over the training examples.
         batch_size: Examples per optimizer step.
+        group_by_length: Put examples of about the same length in one batch, which leaves less
+            padding to compute; False: batches at random.
         lr: Peak learning rate, reached after a tenth of the steps, then falling to 0.
         seed: Seed of the new classifier, the order of the data and dropout.
         max_length: Tokens of one example at most: the rest is cut off, a context of SQuAD is read
@@ -95,6 +97,7 @@ class Settings:
     max_eval: int | None = None
     epochs: float = 2.0
     batch_size: int = 32
+    group_by_length: bool = False
     lr: float = 5e-4
     seed: int = 0
     max_length: int | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from functools import reduce
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +22,7 @@ from int8tile.finetune.processes import Processes
 from int8tile.finetune.quiet import quiet
 from int8tile.finetune.sharding import EvalBatches, Loader, TrainBatches
 from int8tile.finetune.tasks import Task
+from int8tile.finetune.tasks.base import Rows
 
 # The Trainer's attribute that is true for a model which shares out its weights itself.
 OWN_SHARDING = "is_distributed_loading_by_transformers"
@@ -53,7 +53,14 @@ class ArmTrainer(Trainer):
         self._interruption = interruption
         self._collate = task.collate
         self._reduce_outputs = task.reduce_outputs
-        self._batches = TrainBatches(len(task.train), settings.batch_size, settings.seed, processes)
+        self._grouped = settings.group_by_length
+        self._batches = TrainBatches(
+            len(task.train),
+            settings.batch_size,
+            settings.seed,
+            processes,
+            self._lengths(task.train),
+        )
         self.step_loss = 0.0
         super().__init__(
             model=model,
@@ -85,9 +92,14 @@ class ArmTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:  # noqa: ANN401
         """Give this process's share of the evaluation batches."""
-        rows = cast("Sized", self.eval_dataset if eval_dataset is None else eval_dataset)
-        batches = EvalBatches(len(rows), self.args.per_device_eval_batch_size, self._processes)
+        rows = cast("Rows", self.eval_dataset if eval_dataset is None else eval_dataset)
+        size = self.args.per_device_eval_batch_size
+        batches = EvalBatches(len(rows), size, self._processes, self._lengths(rows))
         return Loader(rows, batches, self._collate)
+
+    def _lengths(self, rows: Rows) -> list[int] | None:
+        """Give the tokens of each row; None where batches are not grouped by it."""
+        return [len(row["input_ids"]) for row in rows] if self._grouped else None
 
     def compute_loss(
         self,
@@ -191,7 +203,8 @@ class ArmTrainer(Trainer):
     def _score(self, batches: EvalBatches, found: list[Any], prefix: str) -> dict[str, float]:
         losses, outputs, labels = zip(*found, strict=True)
         sizes = [len(batch) for batch in batches.batches]
-        whole = EvalPrediction(*(reduce(_join, each) for each in (outputs, labels)))
+        joined = (reduce(_join, each) for each in (outputs, labels))
+        whole = EvalPrediction(*(_take(each, batches.places) for each in joined))
         assert self.compute_metrics is not None
         values = self.compute_metrics(whole) | {"loss": float(np.average(losses, weights=sizes))}
         return {f"{prefix}_{name}": value for name, value in values.items()}
@@ -199,3 +212,10 @@ class ArmTrainer(Trainer):
 
 def _join(one: Any, other: Any) -> Any:  # noqa: ANN401
     return nested_concat(one, other, padding_index=PADDING)
+
+
+def _take(values: Any, places: np.ndarray) -> Any:  # noqa: ANN401
+    """Give the rows at these places, of an array or of each of several."""
+    if isinstance(values, (list, tuple)):
+        return tuple(_take(each, places) for each in values)
+    return values[places]
