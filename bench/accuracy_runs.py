@@ -48,7 +48,15 @@ RECIPES = {
     "mrpc": Recipe(max_eval=1000),
     "qnli": Recipe(max_eval=1000),
     "rte": Recipe(),
-    "squad": Recipe(max_eval=400, max_train=4000, batch_size=16, max_length=384),
+    "squad": Recipe(
+        steps=150,
+        max_eval=400,
+        max_train=4000,
+        batch_size=16,
+        lr=3e-4,
+        max_length=192,
+        group_by_length=True,
+    ),
 }
 
 

@@ -97,7 +97,7 @@ def test_the_report_is_json_of_a_known_shape(run):
         assert layer["name"] == name
         assert (layer["calls"], layer["measured_calls"], layer["measured_gradients"]) == (2, 2, 2)
         assert set(layer["snr_db"]) == {
-            "x_plain", "x_split", "weight", "gradient", "y_plain", "y_split"
+            "x_plain", "x_split", "weight", "gradient", "y_plain", "y_split", "y_gain"
         }  # fmt: skip
         assert all(5 < db < 100 for db in layer["snr_db"].values())
         assert set(layer["cosine"]) == {"grad_input", "grad_weight_plain", "grad_weight_split"}

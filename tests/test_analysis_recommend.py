@@ -94,6 +94,24 @@ def test_more_bits_where_they_gain(measured):
     assert report(measured, a=gains).recommend(bits_gain_db=3.0).config["*"].outlier_bits == 12
 
 
+def test_gains_where_they_gain(measured):
+    usual = {"thresholds": OUTLIERS}
+    gained = {"snr_db": {**measured.snr_db, "y_split": 30.0, "y_gain": 38.5}} | usual
+    found = report(measured, a=usual, b=gained)
+    assert found.recommendation.config == {"*": Int8TileConfig(threshold=5.0, outlier_gain=True)}
+    assert found.recommendation.reasons["*"].endswith("; outlier_gain: gains 8.5 dB in b")
+    assert found.recommend(outlier_gain_db=9.0).config == {"*": Int8TileConfig(threshold=5.0)}
+    unknown = {"snr_db": {**measured.snr_db, "y_split": 30.0, "y_gain": None}} | usual
+    assert not report(measured, a=unknown).recommendation.config["*"].outlier_gain
+
+
+def test_a_layer_that_gains_lift_above_the_limit_is_int8(measured):
+    noisy = thresholds((None, 0, 0, 8.0), (5.0, 3, 0, 15.0))
+    gained = {"snr_db": {**measured.snr_db, "y_split": 15.0, "y_gain": 21.0}, "thresholds": noisy}
+    assert report(measured, a=gained).recommendation.config["*"].outlier_gain
+    assert report(measured, a=gained).recommend(outlier_gain_db=7.0).config["a"] is None
+
+
 def test_a_layer_below_the_limit_stays_float(measured):
     noisy = [replace(each, y_db=12.0) for each in FLAT]
     advice = report(measured, a={"thresholds": noisy}, b={}, c={}).recommendation

@@ -193,6 +193,20 @@ def test_every_threshold_and_every_number_of_bits_is_measured():
         assert measured == pytest.approx(db(exact, y), abs=1e-3)
 
 
+def test_the_output_with_gains_is_measured():
+    model, x = layer(), planted(factor=40.0)
+    with torch.no_grad():
+        model.weight[:, [3, 17, 40]] /= 40
+    with analysis.record(model) as recording:
+        model(x)
+    found = only(recording)
+    w, exact = array(model.weight), array(x).astype(np.float64) @ array(model.weight).T
+    y, _ = reference.linear_forward(array(x), w, outlier_gain=True, capacity=capacity_for(K))
+    assert found.snr_db["y_gain"] == pytest.approx(db(exact, y), abs=1e-3)
+    assert found.snr_db["y_gain"] > found.snr_db["y_split"] + 3
+    assert recording.report().recommendation.config["*"].outlier_gain
+
+
 def test_variance_is_that_of_numpy():
     model, xs = layer(), [planted(s) for s in range(3)]
     with analysis.record(model) as recording:

@@ -14,10 +14,11 @@ from int8tile.analysis.divergence import Moments
 from int8tile.analysis.measures import Cosine, SignalToNoise
 from int8tile.analysis.options import Options
 from int8tile.config import Int8TileConfig
-from int8tile.ops.checks import resolve_capacity
+from int8tile.ops import checks
 
 DEFAULT_GAMMA = Int8TileConfig().threshold or 0.0
 PLAIN, SPLIT = "plain", "split"
+GAIN = (None, None, True)  # arguments of int8tile::linear_forward and linear_forward_only
 Saved = list[torch.Tensor]  # what int8tile::linear_forward keeps for backward
 
 
@@ -36,7 +37,7 @@ class LayerStatistics:
         k, gamma = module.in_features, self.config.threshold
         assert gamma is not None
         self.gamma = gamma
-        self.capacity = resolve_capacity("int8tile.analysis.record", k, *self.config.split)
+        self.capacity = checks.resolve_capacity("int8tile.analysis.record", k, *self.config.split)
         self.absmax = torch.zeros(k)
         thresholds = sorted({*map(float, options.thresholds), float(gamma)})
         self.columns = {t: OutlierColumns(k, t, self.capacity) for t in thresholds}
@@ -46,7 +47,7 @@ class LayerStatistics:
         self.regular, self.outlier = Moments(), Moments()
         self.snr = {
             name: SignalToNoise()
-            for name in ("x_plain", "x_split", "weight", "gradient", "y_plain", "y_split")
+            for name in ("x_plain", "x_split", "weight", "gradient", "y_plain", "y_split", "y_gain")
         }
         self.y_by_threshold = {t: SignalToNoise() for t in thresholds}
         self.y_by_bits = {b: SignalToNoise() for b in sorted({*options.bits, config.outlier_bits})}
@@ -60,8 +61,8 @@ class LayerStatistics:
 
     @property
     def _gain(self) -> tuple[Any, ...]:
-        """The last arguments of int8tile::linear_forward and linear_forward_only."""
-        return (None, None, True) if self.config.outlier_gain else ()
+        """The last arguments of the two ops."""
+        return GAIN if self.config.outlier_gain else ()
 
     @property
     def _plain(self) -> tuple[None, int, None]:
@@ -120,9 +121,11 @@ class LayerStatistics:
     ) -> None:
         exact = x.float() @ weight.float().t()
 
-        def snr(split: tuple[float | None, int, int | None]) -> SignalToNoise:
+        def snr(
+            split: tuple[float | None, int, int | None], gain: tuple[Any, ...] = self._gain
+        ) -> SignalToNoise:
             y = torch.ops.int8tile.linear_forward_only(
-                x, weight, None, *split, *self._scales, torch.float32, *self._gain
+                x, weight, None, *split, *self._scales, torch.float32, *gain
             )
             measured = SignalToNoise()
             measured.add(exact, y)
@@ -138,6 +141,9 @@ class LayerStatistics:
             self.y_by_threshold[threshold].add_sums(by_count[count])
         split = by_count[counts[self.gamma]]
         self.snr["y_split"].add_sums(split)
+        if x.device.type in checks.GAIN_DEVICES:
+            same = self.config.outlier_gain or counts[self.gamma] == 0
+            self.snr["y_gain"].add_sums(split if same else snr(self.config.split, GAIN))
         for each, sums in self.y_by_bits.items():
             same = each == bits or counts[self.gamma] == 0
             sums.add_sums(split if same else snr((self.gamma, each, capacity)))

@@ -1,4 +1,4 @@
-"""What to convert a model with: gamma, outlier bits, and what to leave in float, with reasons."""
+"""What to convert a model with: gamma, bits, gains, and what to leave in float, with reasons."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from int8tile.config import Int8TileConfig, matches
 MIN_DB = 20.0  # noise a tenth of the signal
 TOLERANCE_DB = 1.0  # of the output, given away for fewer outlier columns
 BITS_GAIN_DB = 0.5  # of the output, below which more bits are not worth it
+OUTLIER_GAIN_DB = 3.0  # of the output, half the noise, below which outlier_gain is not worth it
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ def recommend(
     min_db: float = MIN_DB,
     tolerance_db: float = TOLERANCE_DB,
     bits_gain_db: float = BITS_GAIN_DB,
+    outlier_gain_db: float = OUTLIER_GAIN_DB,
 ) -> Recommendation:
-    """Choose gamma, outlier bits and the layers to leave in float.
+    """Choose gamma, outlier bits, gains and the layers to leave in float.
 
     - gamma, or no split, suits a layer where no call had more outlier columns than the capacity,
       and where the output is at most `tolerance_db` worse than at the best such gamma. The one
@@ -82,6 +84,8 @@ def recommend(
       does not suit gets its own.
     - Bits cost no time, since two limbs hold 15: those of the report's config are kept unless
       more gain `bits_gain_db` in some layer.
+    - `outlier_gain` is turned on where it gains `outlier_gain_db` in some layer: it changes nothing
+      in the others, and costs little where there are few outlier columns.
     - A layer stays in float where its output falls short of `min_db` at its gamma, or where
       float32 is expected to be faster. A gradient that falls short, its cosine taken as dB, is
       computed in float.
@@ -91,6 +95,7 @@ def recommend(
         min_db: the least signal-to-noise ratio.
         tolerance_db: what a layer may lose by a larger gamma.
         bits_gain_db: what more bits must gain.
+        outlier_gain_db: what `outlier_gain` must gain.
 
     Raises:
         ValueError: the report has no layer that was called.
@@ -104,9 +109,10 @@ def recommend(
     suited = {layer.name: _suited(layer, tolerance_db) for layer in layers}
     gamma, gamma_reason = _common_gamma(layers, suited)
     bits, bits_reason = _bits(layers, bits_gain_db)
-    base = replace(layers[0].config, threshold=gamma, outlier_bits=bits)
+    gained, outlier_gain_reason = _outlier_gain(layers, gamma, outlier_gain_db)
+    base = replace(layers[0].config, threshold=gamma, outlier_bits=bits, outlier_gain=gained)
     own: dict[str, Int8TileConfig | None] = {}
-    reasons = {"*": f"{gamma_reason}; {bits_reason}"}
+    reasons = {"*": f"{gamma_reason}; {bits_reason}{outlier_gain_reason}"}
     for layer in layers:
         config, why = _for_layer(layer, base, suited[layer.name], min_db)
         if config != base:
@@ -174,12 +180,31 @@ def _bits(layers: Sequence[LayerReport], gain_db: float) -> tuple[int, str]:
     return bits, f"{bits} bits: gain {gains[bits]:.1f} dB over {configured} in one layer"
 
 
+def _outlier_gain(
+    layers: Sequence[LayerReport], gamma: float | None, least_db: float
+) -> tuple[bool, str]:
+    if not gamma or layers[0].config.outlier_gain:
+        return layers[0].config.outlier_gain, ""
+    most, name = max((_gained_db(each), each.name) for each in layers)
+    if most < least_db:
+        return False, ""
+    return True, f"; outlier_gain: gains {most:.1f} dB in {name or '(root)'}"
+
+
+def _gained_db(layer: LayerReport) -> float:
+    """What `outlier_gain` adds to the output."""
+    without, with_gain = layer.snr_db["y_split"], layer.snr_db["y_gain"]
+    return 0.0 if without is None or with_gain is None else with_gain - without
+
+
 def _for_layer(
     layer: LayerReport, base: Int8TileConfig, suited: list[float | None], min_db: float
 ) -> tuple[Int8TileConfig | None, str]:
     by_threshold = {each.threshold: each for each in layer.thresholds}
     gamma = base.threshold if base.threshold in suited else suited[0]
     y = _or_inf(by_threshold[gamma].y_db)
+    if gamma and base.outlier_gain:
+        y += max(0.0, _gained_db(layer))
     if y < min_db:
         return None, f"float: the output has {y:.1f} dB at {_gamma_text(gamma)}, below {min_db:g}"
     if not _core.kernel_verdict() and layer.verdict.startswith("float32"):

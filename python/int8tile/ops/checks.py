@@ -13,6 +13,7 @@ DEPTH_ALIGN = 16  # tokens and features are padded to whole turns of the GEMM's 
 MAX_GEMM_DEPTH = _core.SLICE_DEPTH
 DEVICES = ("cpu", "cuda") if _core.cuda_compiled else ("cpu",)
 DEVICES_TEXT = " and ".join(DEVICES)
+GAIN_DEVICES = ("cpu",)  # with kernels for outlier_gain
 
 
 def shape_of(tensor: torch.Tensor) -> list[int]:
@@ -175,9 +176,10 @@ def check_packed(
 
 def check_gain_device(who: str, outlier_gain: bool, device: torch.device) -> None:
     """Raise NotImplementedError for gains on a device without kernels for them."""
-    if outlier_gain and device.type == "cuda":
+    if outlier_gain and device.type not in (*GAIN_DEVICES, "meta"):
         raise NotImplementedError(
-            f"{who}: outlier_gain runs on cpu; got a tensor on {device} (leave the option out)"
+            f"{who}: outlier_gain runs on {' and '.join(GAIN_DEVICES)}; got a tensor on {device} "
+            "(leave the option out)"
         )
 
 
