@@ -63,9 +63,9 @@ def main(
         str | None, typer.Option(help="Factors of injected outliers, comma-separated; 1: as is.")
     ] = None,
     arms: Annotated[str | None, typer.Option(help="Some of the table's arms; fp32 stays.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps; 100 without it.", min=1)] = (
-        None
-    ),
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps; the recipe's without it.", min=1)
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time; as many as cores / threads.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of a run.", min=1)] = 1,
     work: Annotated[
