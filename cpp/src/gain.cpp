@@ -18,34 +18,40 @@ constexpr int kMantissaBits = 23;
 constexpr uint32_t kAbsMask = 0x7fffffff;
 constexpr uint32_t kInf = 0x7f800000;
 
-// A column of w and its integers, for each thread.
+// Integers of a column of w, for each thread.
 struct ColumnScratch {
   ColumnScratch(Arena& arena, int threads, int64_t n)
-      : stride(round_up(n, kAlignment)),
-        column(arena.take<float>(threads * stride)),
-        q(arena.take<int8_t>(threads * stride)) {}
+      : stride(round_up(n, kAlignment)), q(arena.take<int8_t>(threads * stride)) {}
   int64_t stride;
-  float* column;
   int8_t* q;
 };
 
-MatrixView transpose(const MatrixView& w) {
-  return {w.data, w.dtype, w.cols, w.rows, w.col_stride, w.row_stride};
-}
+// Rows by which the gains are bounded.
+struct Rows {
+  Rows(const uint32_t* absmax, int64_t n)
+      : largest(absmax, absmax + n), mask(static_cast<std::size_t>(n), kAbsMask) {
+    for (std::size_t i = 0; i < largest.size(); ++i) {
+      if (largest[i] >= std::bit_cast<uint32_t>(kZeroAbsmax) && largest[i] < kInf) continue;
+      largest[i] = kAbsMask;
+      mask[i] = 0;
+    }
+  }
+  std::vector<uint32_t> largest;  // bits of the absmax; more than any where the row does not count
+  std::vector<uint32_t> mask;     // of |w|; zero where the row does not count
+};
 
 // floor(log2(a / b)) of positive floats is (a - b) >> 23 on their bits: the difference of the
 // exponents, one less where the mantissa of b is the larger. A b of zero or below 2^-126 gives more
 // than kMaxGainExponent where a is at least kZeroAbsmax, as it should.
-int32_t weight_room(const uint32_t* absmax, const float* column, int64_t n) {
+int32_t weight_room(const Rows& rows, const float* column, int64_t n) {
   int32_t least = kMaxGainExponent << kMantissaBits;
   uint32_t any = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const uint32_t bits = std::bit_cast<uint32_t>(column[i]) & kAbsMask;
-    const bool counts = absmax[i] >= std::bit_cast<uint32_t>(kZeroAbsmax) && absmax[i] < kInf;
-    if (!counts) continue;
+    const auto row = static_cast<std::size_t>(i);
+    const uint32_t bits = std::bit_cast<uint32_t>(column[i]) & rows.mask[row];
     any |= bits;
     // Negative only where the caller's absmax is not that of this weight.
-    least = std::min(least, std::max(0, static_cast<int32_t>(absmax[i] - bits)));
+    least = std::min(least, std::max(0, static_cast<int32_t>(rows.largest[row] - bits)));
   }
   return any == 0 ? 0 : least >> kMantissaBits;
 }
@@ -66,17 +72,24 @@ bool input_gains(const uint32_t* column_absmax, int64_t count, int64_t capacity,
   return any_above_zero(exponent, count);
 }
 
-bool weight_gains(const MatrixView& weight, const uint32_t* absmax, const int32_t* index,
-                  int64_t count, const CpuFacts& cpu, int32_t* exponent) {
-  const MatrixView columns = transpose(weight);
-  const Workspace<ColumnScratch> scratch(share_count(cpu.threads, count), weight.rows);
-  const ColumnScratch& at = scratch.at;
-  parallel_for(cpu.threads, count, [&](int64_t t, int thread) {
+bool weight_gains(const ColumnValues& columns, int64_t n, const uint32_t* absmax,
+                  const CpuFacts& cpu, int32_t* exponent) {
+  const Rows rows(absmax, n);
+  parallel_for(cpu.threads, columns.count, [&](int64_t t, int) {
     if (exponent[t] == 0) return;
-    const float* column = load_row(*cpu.kernel, columns, index[t], at.column + thread * at.stride);
-    exponent[t] = std::min(exponent[t], weight_room(absmax, column, weight.rows));
+    exponent[t] = std::min(exponent[t], weight_room(rows, columns.values + t * columns.stride, n));
   });
-  return any_above_zero(exponent, count);
+  return any_above_zero(exponent, columns.count);
+}
+
+void load_columns(const MatrixView& weight, const CpuFacts& cpu, const ColumnValues& columns) {
+  const MatrixView transposed{weight.data, weight.dtype,      weight.cols,
+                              weight.rows, weight.col_stride, weight.row_stride};
+  parallel_for(cpu.threads, columns.count, [&](int64_t t, int) {
+    float* to = columns.values + t * columns.stride;
+    const float* column = load_row(*cpu.kernel, transposed, columns.index[t], to);
+    if (column != to) std::copy_n(column, weight.rows, to);
+  });
 }
 
 void copy_panels(const uint8_t* from, const MatrixView& weight, const CpuFacts& cpu, uint8_t* to) {
@@ -86,25 +99,24 @@ void copy_panels(const uint8_t* from, const MatrixView& weight, const CpuFacts& 
   });
 }
 
-void gain_weight(const MatrixView& weight, const float* scale, const int32_t* index, int64_t count,
+void gain_weight(const ColumnValues& columns, const MatrixView& weight, const float* scale,
                  const int32_t* exponent, const CpuFacts& cpu, uint8_t* panels) {
   const int64_t n = weight.rows, nr = cpu.kernel->nr, depth = round_up(weight.cols, kDepthAlign);
   std::vector<float> inv(static_cast<std::size_t>(n));
   for (int64_t i = 0; i < n; ++i)
     inv[static_cast<std::size_t>(i)] = scale[i] > 0.0f ? 1.0f / scale[i] : 0.0f;
-  const MatrixView columns = transpose(weight);
-  const Workspace<ColumnScratch> scratch(share_count(cpu.threads, count), n);
+  const Workspace<ColumnScratch> scratch(share_count(cpu.threads, columns.count), n);
   const ColumnScratch& at = scratch.at;
-  parallel_for(cpu.threads, count, [&](int64_t t, int thread) {
+  parallel_for(cpu.threads, columns.count, [&](int64_t t, int thread) {
     if (exponent[t] == 0) return;
     int8_t* q = at.q + thread * at.stride;
-    const int64_t j = index[t];
-    const float* column = load_row(*cpu.kernel, columns, j, at.column + thread * at.stride);
     const auto gain = static_cast<float>(1 << exponent[t]);
-    cpu.kernel->quantize_columns(column, gain, inv.data(), n, q);
-    for (int64_t i = 0; i < n; ++i)
-      panels[i / nr * nr * depth + (j / kGroup * nr + i % nr) * kGroup + j % kGroup] =
-          static_cast<uint8_t>(q[i] + cpu.kernel->b_offset);
+    cpu.kernel->quantize_columns(columns.values + t * columns.stride, gain, inv.data(), n, q);
+    const int64_t j = columns.index[t];
+    uint8_t* lane = panels + j / kGroup * nr * kGroup + j % kGroup;
+    for (int64_t i = 0; i < n; i += nr, lane += nr * depth)
+      for (int64_t c = 0; c < std::min(nr, n - i); ++c)
+        lane[c * kGroup] = static_cast<uint8_t>(q[i + c] + cpu.kernel->b_offset);
   });
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "int8tile/isa.hpp"
+#include "int8tile/quantize.hpp"
 #include "int8tile/types.hpp"
 
 namespace int8tile {
@@ -21,17 +22,21 @@ bool input_gains(const uint32_t* column_absmax, int64_t count, int64_t capacity,
 /// be clipped. A column of zeros has the gain 1. Rows whose integers are all 0, because their
 /// absmax is below kZeroAbsmax or not finite, do not count.
 ///
-/// absmax // [n] bits
+/// columns // of w
+/// absmax  // [n] bits
 /// Returns whether any is above 0.
-bool weight_gains(const MatrixView& weight, const uint32_t* absmax, const int32_t* index,
-                  int64_t count, const CpuFacts& cpu, int32_t* exponent);
+bool weight_gains(const ColumnValues& columns, int64_t n, const uint32_t* absmax,
+                  const CpuFacts& cpu, int32_t* exponent);
+
+/// Takes columns out of w.
+void load_columns(const MatrixView& weight, const CpuFacts& cpu, const ColumnValues& columns);
 
 /// Panels of w[n, k] as they are.
 void copy_panels(const uint8_t* from, const MatrixView& weight, const CpuFacts& cpu, uint8_t* to);
 
 /// Rewrites the gained columns of B panels of w: quantised from w[:, j] * 2^e with the scale of
 /// each row, scale // [n].
-void gain_weight(const MatrixView& weight, const float* scale, const int32_t* index, int64_t count,
+void gain_weight(const ColumnValues& columns, const MatrixView& weight, const float* scale,
                  const int32_t* exponent, const CpuFacts& cpu, uint8_t* panels);
 
 /// Bits of the absmax of each row of w, or, with Granularity::kTensor, of the matrix: [n].

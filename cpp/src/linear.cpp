@@ -27,7 +27,8 @@ int64_t saved_limbs_bytes(const Kernel& kernel, int64_t m, int64_t capacity) {
 }
 
 void pack_weight(const MatrixView& weight, const QuantizeSpec& spec, bool transposed,
-                 const CpuFacts& cpu, uint8_t* panels, float* scale, uint32_t* absmax) {
+                 const CpuFacts& cpu, uint8_t* panels, float* scale, uint32_t* absmax,
+                 const ColumnValues* columns) {
   QuantizeSpec nearest = spec;
   nearest.rounding = Rounding::kNearest;
   QuantizeTargets targets;
@@ -37,6 +38,7 @@ void pack_weight(const MatrixView& weight, const QuantizeSpec& spec, bool transp
   } else {
     targets.b = panels;
     targets.absmax = absmax;
+    targets.columns = columns;
     quantize_rows(weight, nullptr, nearest, cpu, targets, nullptr, scale);
   }
 }
@@ -202,25 +204,39 @@ struct GainScratch {
   float* inv_gain;
 };
 
+// Outlier columns of the weight in float32. Columns that are whole pages apart would share few
+// lines of a cache; some lines more spread them.
+struct WeightColumns {
+  WeightColumns(Arena& arena, int64_t n, int64_t count)
+      : stride(round_up(n, kAlignment) + kAlignment), values(arena.take<float>(count * stride)) {}
+  int64_t stride;
+  float* values;
+};
+
 // The weight packed, with the gains of `count` outlier columns in it; their exponents are left in
 // at.exponent. Panels of the caller stay as they are: where a column gains, they are copied first.
 PackedWeight pack_with_gains(const ForwardArgs& args, const int32_t* index, int64_t count,
                              const CpuFacts& cpu, const GainScratch& at) {
   const MatrixView& w = args.weight;
   PackedWeight weight = args.packed;
-  bool gains =
+  const bool gains =
       input_gains(at.column_absmax, count, args.split.capacity, args.split.threshold, at.exponent);
+  const Workspace<WeightColumns> scratch(w.rows, gains ? count : 0);
+  const ColumnValues columns{index, count, scratch.at.values, scratch.at.stride};
   if (!weight.panels) {
-    pack_weight(w, args.spec, false, cpu, at.panels, at.scale, at.weight_absmax);
+    pack_weight(w, args.spec, false, cpu, at.panels, at.scale, at.weight_absmax,
+                gains ? &columns : nullptr);
     weight = {at.panels, at.scale, at.weight_absmax};
-  } else if (gains && !weight.absmax) {
-    weight_absmax(w, args.spec.granularity, cpu, at.weight_absmax);
-    weight.absmax = at.weight_absmax;
+  } else if (gains) {
+    load_columns(w, cpu, columns);
+    if (!weight.absmax) {
+      weight_absmax(w, args.spec.granularity, cpu, at.weight_absmax);
+      weight.absmax = at.weight_absmax;
+    }
   }
-  gains = gains && weight_gains(w, weight.absmax, index, count, cpu, at.exponent);
-  if (!gains) return weight;
+  if (!gains || !weight_gains(columns, w.rows, weight.absmax, cpu, at.exponent)) return weight;
   if (args.packed.panels) copy_panels(args.packed.panels, w, cpu, at.panels);
-  gain_weight(w, weight.scale, index, count, at.exponent, cpu, at.panels);
+  gain_weight(columns, w, weight.scale, at.exponent, cpu, at.panels);
   weight.panels = at.panels;
   return weight;
 }

@@ -133,6 +133,12 @@ struct RowPass {
     }
   }
 
+  void copy_columns(int64_t i, const float* row) const {
+    if (!targets.columns) return;
+    const ColumnValues& to = *targets.columns;
+    for (int64_t t = 0; t < to.count; ++t) to.values[t * to.stride + i] = row[to.index[t]];
+  }
+
   // gathered // [count] takes the row's outliers
   void one_row(int64_t i, const float* row, int8_t* q, int8_t* high, int8_t* low,
                float* gathered) const {
@@ -200,6 +206,7 @@ struct RowPass {
     for (int64_t r = 0; r < rows; ++r) {
       const float* row = load_row(kernel, x, first + r, buffer);
       if (columns) columns->add(first + r, &row, 1, thread);
+      copy_columns(first + r, row);
       one_row(first + r, folded(row, x.cols, fold, first + r, buffer), q + r * scratch.stride,
               high + r * scratch.high_stride, low + r * scratch.high_stride, gathered);
     }

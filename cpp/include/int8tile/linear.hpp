@@ -30,9 +30,11 @@ int64_t saved_input_bytes(const Kernel& kernel, int64_t m, int64_t k);
 int64_t saved_limbs_bytes(const Kernel& kernel, int64_t m, int64_t capacity);
 
 /// B panels of w[n,k] for the forward GEMM (transposed = false), or of w.T for grad_input.
-/// absmax // [n] bits that gave each row its scale, not transposed only; null: not wanted
+/// absmax  // [n] bits that gave each row its scale, not transposed only; null: not wanted
+/// columns // taken out of w on the way, not transposed only; null: none
 void pack_weight(const MatrixView& weight, const QuantizeSpec& spec, bool transposed,
-                 const CpuFacts& cpu, uint8_t* panels, float* scale, uint32_t* absmax = nullptr);
+                 const CpuFacts& cpu, uint8_t* panels, float* scale, uint32_t* absmax = nullptr,
+                 const ColumnValues* columns = nullptr);
 
 /// x quantised for the forward GEMM; several weights may be multiplied with it.
 struct QuantizedInput {

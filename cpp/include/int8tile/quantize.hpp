@@ -23,6 +23,14 @@ struct Scale {
 /// Non-finite: scale NaN, inv 0. Below 1e-30: scale 0, inv 0.
 Scale make_scale(uint32_t regular, uint32_t outlier, ScaleKind kind, int outlier_bits);
 
+/// Columns of a matrix in float32, each contiguous.
+struct ColumnValues {
+  const int32_t* index = nullptr;  // [count]
+  int64_t count = 0;
+  float* values = nullptr;  // [count][stride]
+  int64_t stride = 0;       // at least the matrix's rows
+};
+
 /// Where the quantised integers of a matrix q[rows, cols] go; null means not wanted.
 ///
 /// Panels are the GEMM's layouts: A panels [ceil(r/6)][depth/4][6][4] (the last panel holds only
@@ -40,6 +48,7 @@ struct QuantizeTargets {
   int32_t* compensation = nullptr;
   const std::vector<Slice>* slices = nullptr;  // ranges of the operand's depth; null: one
   uint32_t* absmax = nullptr;  // [rows] bits that gave each row its scale; by quantize_rows
+  const ColumnValues* columns = nullptr;  // taken out of x as it is; by quantize_rows
 };
 
 /// Where the limbs of the outlier columns go. `count` columns were found, room is for `capacity`.
