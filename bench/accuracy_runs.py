@@ -45,8 +45,8 @@ class Recipe:
 
 RECIPES = {
     "sst2": Recipe(max_train=10000),
-    "mrpc": Recipe(max_eval=1000),
-    "qnli": Recipe(max_eval=1000),
+    "mrpc": Recipe(steps=200, max_eval=1000, lr=1e-4, group_by_length=True),
+    "qnli": Recipe(steps=150, max_eval=1000, lr=1e-4, group_by_length=True),
     "rte": Recipe(),
     "squad": Recipe(
         steps=150,
