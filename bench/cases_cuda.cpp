@@ -55,7 +55,7 @@ struct Input {
             .count = count.get()};
   }
   void quantize(const cuda::Stream& stream) const {
-    cuda::quantize_input(x.view(), split, {}, quantized(), workspace.get(), stream);
+    cuda::quantize_input(x.view(), split, {}, {}, quantized(), workspace.get(), stream);
   }
 
   Matrix x;

@@ -19,6 +19,11 @@ constexpr int kExponentBias = 127, kMantissaBits = 23;
 
 __device__ inline uint32_t abs_bits(float value) { return __float_as_uint(value) & kAbsMask; }
 
+/// 2^exponent, of a normal float.
+__device__ inline float power_of_two(int exponent) {
+  return __uint_as_float(static_cast<uint32_t>(kExponentBias + exponent) << kMantissaBits);
+}
+
 struct Scale {
   float scale;  // real units per integer step
   float inv;    // 0 for an all-zero or non-finite row
@@ -80,9 +85,7 @@ constexpr int outlier_limit(int outlier_bits) { return (1 << (outlier_bits - 1))
 
 /// The 15-bit integer of an outlier value; its limbs are v >> 7 and v & 127.
 __device__ inline int quantize_outlier(float value, const Scale& scale, int limit) {
-  const auto exponent = static_cast<uint32_t>(kExponentBias - scale.shift);
-  const float step = __uint_as_float(exponent << kMantissaBits);  // 2^-shift
-  const float scaled = __fmul_rn(__fmul_rn(value, scale.inv), step);
+  const float scaled = __fmul_rn(__fmul_rn(value, scale.inv), power_of_two(-scale.shift));
   return round_nearest(scaled, static_cast<float>(limit)) * (1 << scale.shift);
 }
 

@@ -1,4 +1,5 @@
 // The forward pass of a linear layer as one way to feed the GEMM; gradients: linear_backward.cu.
+#include "gains.cuh"
 #include "launch.cuh"
 #include "linear.cuh"
 #include "outliers.cuh"
@@ -102,7 +103,8 @@ void quantize(const MatrixView& x, const float* fold, bool transposed, const Qua
 }
 
 void quantize_input(const MatrixView& x, const SplitSpec& split, const Quantization& how,
-                    const QuantizedInput& to, void* workspace, const Stream& stream) {
+                    const GainWeight& gains, const QuantizedInput& to, void* workspace,
+                    const Stream& stream) {
   const DeviceGuard guard(stream);
   Arena memory(workspace);
   const QuantizeScratch at(memory, x.rows, x.cols);
@@ -114,13 +116,15 @@ void quantize_input(const MatrixView& x, const SplitSpec& split, const Quantizat
     stats.absmax = at.columns;
     column_stats(x, stats, stream);
     choose_columns(at.columns, x.cols, split, to.index, at.slot, to.count, stream);
-    outliers = {at.slot, to.index, to.count, split.capacity, x.cols, split.outlier_bits};
+    outliers = {at.slot, to.index, to.count, split.capacity, x.cols, split.outlier_bits, to.gain};
+    if (to.gain) choose_gains(gains, how, at.columns, split.threshold, outliers, to.gain, stream);
   } else {
     fill_zero(to.count, 2 * static_cast<int64_t>(sizeof(int32_t)), stream);
   }
   const AbsmaxBits absmax{at.regular, at.outlier};
-  quantize_rows(x, nullptr, outliers, nearest(how), absmax, {to.values, to.saved_values, to.scale},
-                stream);
+  const Int8Targets targets{to.values, to.saved_values, to.scale};
+  quantize_rows(x, nullptr, outliers, nearest(how), absmax, targets, stream);
+  if (to.gain) quantize_gained_low_limbs(x, outliers, how, absmax, targets, stream);
   quantize_high_limbs(x, outliers, how, absmax, to.high, to.saved_high, stream);
   if (to.low) lift_low_limbs(to.values, x.rows, outliers, to.low, stream);
 }
@@ -173,6 +177,33 @@ void prepend_low_limbs(GemmArgs& first, const int8_t* low, const MultiplyScratch
   first.k = first.a_stride = first.b_stride = at.first_depth;
 }
 
+/// The weight quantised, with its gains; the caller's own copy where there are none.
+Int8Matrix forward_weight(const MultiplyArgs& args, const Int8Scratch& at, const Stream& stream) {
+  if (args.packed.values && !args.input.gain) return args.packed;
+  const AbsmaxBits absmax{args.weight_absmax ? args.weight_absmax : at.absmax, nullptr};
+  const Int8Targets to{at.values, nullptr, at.scale};
+  const float* scale = at.scale;
+  if (args.packed.values) {
+    const auto row = static_cast<std::size_t>(round_up(args.weight.cols, kDepthAlign));
+    check(cudaMemcpy2DAsync(at.values, row, args.packed.values, row, row,
+                            static_cast<std::size_t>(args.weight.rows), cudaMemcpyDeviceToDevice,
+                            handle(stream)),
+          "copy");
+    scale = args.packed.scale;
+  } else if (args.weight_absmax) {
+    quantize_known_rows(args.weight, nullptr, {}, nearest(args.how), absmax, to, stream);
+  } else {
+    quantize_rows(args.weight, nullptr, {}, nearest(args.how), absmax, to, stream);
+  }
+  if (args.input.gain) {
+    OutlierColumns outliers{nullptr, args.input.index, args.input.count, args.capacity,
+                            args.weight.cols};
+    outliers.gain = args.input.gain;
+    gain_columns(args.weight, scale, outliers, at.values, stream);
+  }
+  return {at.values, scale};
+}
+
 }  // namespace
 
 int64_t multiply_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity, bool packed) {
@@ -188,13 +219,9 @@ void linear_multiply(const MultiplyArgs& args, void* workspace, const Stream& st
   if (m == 0 || n == 0) return;
   if (k == 0) return fill_rows(args.out, m, n, args.bias, stream);
   Arena memory(workspace);
-  const MultiplyScratch at(memory, m, n, k, args.capacity, args.packed.values != nullptr);
-  Int8Matrix weight = args.packed;
-  if (!weight.values) {
-    quantize_rows(args.weight, nullptr, {}, nearest(args.how), {at.weight.absmax, nullptr},
-                  {at.weight.values, nullptr, at.weight.scale}, stream);
-    weight = {at.weight.values, at.weight.scale};
-  }
+  const bool as_packed = args.packed.values && !args.input.gain;
+  const MultiplyScratch at(memory, m, n, k, args.capacity, as_packed);
+  const Int8Matrix weight = forward_weight(args, at.weight, stream);
   GemmArgs gemm;
   gemm.m = m, gemm.n = n, gemm.k = k;
   gemm.a = args.input.values;

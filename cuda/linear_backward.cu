@@ -105,7 +105,9 @@ __global__ void limb_kernel(LimbColumns limbs, Out* out, int64_t stride) {
   const float high = __fmul_rn(__int2float_rn(limbs.high[at]), kLimbStep);
   const float both = __fadd_rn(high, __int2float_rn(limbs.low[at]));
   float value = __fmul_rn(both, limbs.row_scale[i]);
-  value = __fmul_rn(value, limbs.col_scale ? *limbs.col_scale : 1.0f);
+  const float col_scale = limbs.col_scale ? *limbs.col_scale : 1.0f;
+  const int32_t* gain = limbs.outliers.gain;
+  value = __fmul_rn(value, gain ? __fmul_rn(col_scale, power_of_two(gain[t])) : col_scale);
   if (!limbs.first) value = __fadd_rn(limbs.sum[at], value);
   if (limbs.last)
     store_float(value, out + i * stride + limbs.outliers.column(t));
@@ -140,8 +142,9 @@ const float* column_scale_of(const GradWeightArgs& args) {
 
 void limb_columns(const GradWeightArgs& args, const GradWeightScratch& at, const Stream& stream) {
   const int64_t n = args.grad_output.cols;
-  const OutlierColumns outliers{nullptr, args.input.index, args.input.count, args.capacity,
-                                args.in_features};
+  OutlierColumns outliers{nullptr, args.input.index, args.input.count, args.capacity,
+                          args.in_features};
+  outliers.gain = args.input.gain;
   gather_rows(args.input.saved_values, round_up(args.grad_output.rows, kDepthAlign), outliers,
               at.low, stream);
   for (const Slice& slice : at.slices) {

@@ -17,7 +17,7 @@ __global__ void high_limbs_kernel(View<T> x, ScaleSource source, OutlierColumns 
   const int64_t t = Transposed ? at / stride : at % stride;
   int8_t limb = 0;
   if (i < x.rows && outliers.holds(t)) {
-    const float value = x.at(i, outliers.column(t));
+    const float value = outliers.divided(x.at(i, outliers.column(t)), t);
     limb = high_limb(quantize_outlier(value, source.of(i), limit));
   }
   to[at] = limb;
@@ -33,15 +33,46 @@ void high_limbs(const MatrixView& x, const ScaleSource& source, const OutlierCol
          outlier_limit(outliers.outlier_bits), outer, stride, to);
 }
 
+/// One element a thread; columns without a gain stay as they are.
+template <class T>
+__global__ void gained_low_limbs_kernel(View<T> x, ScaleSource source, OutlierColumns outliers,
+                                        int limit, Int8Targets to) {
+  const int64_t at = linear_index();
+  if (at >= x.rows * outliers.capacity) return;
+  const int64_t i = at / outliers.capacity, t = at % outliers.capacity;
+  if (!outliers.holds(t) || outliers.gain[t] == 0) return;
+  const int64_t j = outliers.column(t);
+  const float value = outliers.divided(x.at(i, j), t);
+  const int8_t limb = low_limb(quantize_outlier(value, source.of(i), limit));
+  to.row_major[i * round_up(x.cols, kDepthAlign) + j] = limb;
+  if (to.transposed) to.transposed[j * round_up(x.rows, kDepthAlign) + i] = limb;
+}
+
+ScaleSource scale_source(const OutlierColumns& outliers, const Quantization& how,
+                         const AbsmaxBits& absmax) {
+  return {absmax.regular, absmax.outlier, how.granularity == Granularity::kTensor ? 0 : 1,
+          how.scale, outliers.outlier_bits};
+}
+
 }  // namespace
+
+void quantize_gained_low_limbs(const MatrixView& x, const OutlierColumns& outliers,
+                               const Quantization& how, const AbsmaxBits& absmax,
+                               const Int8Targets& to, const Stream& stream) {
+  if (x.rows * outliers.capacity == 0) return;
+  with_dtype(x.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    launch(stream, gained_low_limbs_kernel<T>, linear_grid(x.rows * outliers.capacity),
+           dim3(kLinearThreads), 0, view_as<T>(x), scale_source(outliers, how, absmax), outliers,
+           outlier_limit(outliers.outlier_bits), to);
+  });
+}
 
 void quantize_high_limbs(const MatrixView& x, const OutlierColumns& outliers,
                          const Quantization& how, const AbsmaxBits& absmax, int8_t* row_major,
                          int8_t* transposed, const Stream& stream) {
   if (x.rows == 0 || outliers.capacity == 0) return;
-  const ScaleSource source{absmax.regular, absmax.outlier,
-                           how.granularity == Granularity::kTensor ? 0 : 1, how.scale,
-                           outliers.outlier_bits};
+  const ScaleSource source = scale_source(outliers, how, absmax);
   with_dtype(x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (row_major) high_limbs<T, false>(x, source, outliers, row_major, stream);

@@ -21,7 +21,7 @@ __device__ void join_maximum(uint32_t value, uint32_t* shared, uint32_t* to, boo
 
 template <class T>
 __global__ __launch_bounds__(kRowThreads) void row_absmax_kernel(View<T> x, const float* fold,
-                                                                 const int32_t* slot,
+                                                                 OutlierColumns outliers,
                                                                  AbsmaxBits absmax, bool tensor,
                                                                  const uint32_t* wanted) {
   if (skipped(wanted)) return;
@@ -29,6 +29,7 @@ __global__ __launch_bounds__(kRowThreads) void row_absmax_kernel(View<T> x, cons
   if (threadIdx.x < 2) shared[threadIdx.x] = 0;
   __syncthreads();
   const int64_t i = blockIdx.x;
+  const int32_t* slot = outliers.slot;
   const float factor = fold ? fold[i] : 1.0f;
   uint32_t regular = 0, outlier = 0;
   for (int64_t j = threadIdx.x * kVector; j < x.cols; j += kRowThreads * kVector) {
@@ -36,9 +37,10 @@ __global__ __launch_bounds__(kRowThreads) void row_absmax_kernel(View<T> x, cons
     x.load(i, j, values);
 #pragma unroll
     for (int c = 0; c < kVector; ++c) {
-      const uint32_t bits = abs_bits(__fmul_rn(values[c], factor));
-      const bool apart = slot && j + c < x.cols && slot[j + c] >= 0;
-      uint32_t& largest = apart ? outlier : regular;
+      const float value = __fmul_rn(values[c], factor);
+      const int32_t t = slot && j + c < x.cols ? slot[j + c] : -1;
+      const uint32_t bits = abs_bits(t >= 0 ? outliers.divided(value, t) : value);
+      uint32_t& largest = t >= 0 ? outlier : regular;
       largest = bits > largest ? bits : largest;
     }
   }
@@ -46,19 +48,24 @@ __global__ __launch_bounds__(kRowThreads) void row_absmax_kernel(View<T> x, cons
   if (slot) join_maximum(outlier, &shared[1], absmax.outlier + (tensor ? 0 : i), tensor);
 }
 
-void row_absmax(const MatrixView& x, const float* fold, const int32_t* slot,
+}  // namespace
+
+void row_absmax(const MatrixView& x, const float* fold, const OutlierColumns& outliers,
                 const AbsmaxBits& absmax, const Quantization& how, const Stream& stream) {
+  if (x.rows == 0) return;
   const bool tensor = how.granularity == Granularity::kTensor;
   if (tensor) {
     fill_zero(absmax.regular, 4, stream);
-    if (slot) fill_zero(absmax.outlier, 4, stream);
+    if (outliers.slot) fill_zero(absmax.outlier, 4, stream);
   }
   with_dtype(x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch(stream, row_absmax_kernel<T>, dim3(static_cast<unsigned>(x.rows)), dim3(kRowThreads), 0,
-           view_as<T>(x), fold, slot, absmax, tensor, how.wanted);
+           view_as<T>(x), fold, outliers, absmax, tensor, how.wanted);
   });
 }
+
+namespace {
 
 struct TileJob {
   const float* fold;
@@ -159,7 +166,13 @@ void quantize_rows(const MatrixView& x, const float* fold, const OutlierColumns&
     if (x.rows > 0 && to.scale) fill_zero(to.scale, x.rows * 4, stream);
     return;
   }
-  row_absmax(x, fold, outliers.slot, absmax, how, stream);
+  row_absmax(x, fold, outliers, absmax, how, stream);
+  quantize_known_rows(x, fold, outliers, how, absmax, to, stream);
+}
+
+void quantize_known_rows(const MatrixView& x, const float* fold, const OutlierColumns& outliers,
+                         const Quantization& how, const AbsmaxBits& absmax, const Int8Targets& to,
+                         const Stream& stream) {
   TileJob job{};
   job.fold = fold;
   job.source = scale_source(absmax, outliers, how);

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include "arithmetic.cuh"
 #include "int8tile/cuda.hpp"
 
 namespace int8tile::cuda {
@@ -15,6 +16,7 @@ struct OutlierColumns {
   int64_t capacity = 0;
   int64_t cols = 0;
   int outlier_bits = 12;
+  const int32_t* gain = nullptr;  // e [capacity]: columns are divided by 2^e; null: by 1
 
   __device__ bool holds(int64_t t) const { return t < *count && t < capacity; }
   /// The column of a slot that it holds. Callers hand in what an earlier call found; another index
@@ -23,6 +25,9 @@ struct OutlierColumns {
     const int64_t j = index[t];
     if (j < 0 || j >= cols) __trap();
     return j;
+  }
+  __device__ float divided(float value, int64_t t) const {
+    return gain ? __fmul_rn(value, power_of_two(-gain[t])) : value;
   }
 };
 
@@ -39,11 +44,19 @@ struct Int8Targets {
   float* scale = nullptr;        // [rows], or [cols] where scales are per column
 };
 
+/// The absmax of the rows, or in the first place that of the tensor; of x times its fold.
+void row_absmax(const MatrixView& x, const float* fold, const OutlierColumns& outliers,
+                const AbsmaxBits& absmax, const Quantization& how, const Stream& stream);
+
 /// One scale per row of x, or one for the tensor. fold // [rows] multiplies x first; may be null.
-/// Low limbs stand at the outlier columns.
+/// Low limbs stand at the outlier columns, of values without their gains.
 void quantize_rows(const MatrixView& x, const float* fold, const OutlierColumns& outliers,
                    const Quantization& how, const AbsmaxBits& absmax, const Int8Targets& to,
                    const Stream& stream);
+/// The same, from the absmax that row_absmax found.
+void quantize_known_rows(const MatrixView& x, const float* fold, const OutlierColumns& outliers,
+                         const Quantization& how, const AbsmaxBits& absmax, const Int8Targets& to,
+                         const Stream& stream);
 
 /// One scale per column of x, or one for the tensor, from the column absmax (of x times fold).
 void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* absmax,
@@ -71,6 +84,12 @@ void quantize_gradient(const MatrixView& g, const float* fold, const GradientAbs
 void quantize_high_limbs(const MatrixView& x, const OutlierColumns& outliers,
                          const Quantization& how, const AbsmaxBits& absmax, int8_t* row_major,
                          int8_t* transposed, const Stream& stream);
+
+/// The low limbs of the columns that have a gain, after quantize_rows, which does not divide them
+/// (its absmax does).
+void quantize_gained_low_limbs(const MatrixView& x, const OutlierColumns& outliers,
+                               const Quantization& how, const AbsmaxBits& absmax,
+                               const Int8Targets& to, const Stream& stream);
 
 /// panel[i, t] = weight[i, index[t]], zero beyond those found. weight // [rows, round_up(cols,
 /// 16)].

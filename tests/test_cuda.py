@@ -17,17 +17,25 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
 each_rounding = pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 
 
-def check_layer(ops, x, w, bias, g, rounding="nearest", capacity=None, bits=12, **scales):
+def check_layer(
+    ops, x, w, bias, g, rounding="nearest", capacity=None, bits=12, gain=False, **scales
+):
     """Forward and both gradients of one layer; returns the counts."""
     split = {"outlier_bits": bits, "outlier_capacity": capacity}
     expected = expected_linear(
         x, w, bias, g, rounding=rounding, seed=int(SEED), capacity=capacity, outlier_bits=bits,
-        **scales,
+        outlier_gain=gain, **scales,
     )  # fmt: skip
+    split["outlier_gain"] = gain
     y, *saved = ops.linear_forward(x, w, bias, **split, **scales)
     same(y, expected.output)
+    same(ops.linear_forward_only(x, w, bias, **split, **scales), expected.output)
     index, count = saved[3], saved[4]
     found = int(count[0])
+    if gain:
+        index, exponent = index
+        assert exponent[:found].exp2().tolist() == expected.split.gain.tolist()
+        assert (exponent[found:] == 0).all()
     assert index[:found].tolist() == expected.split.index.tolist()
     assert (index[found:] == -1).all()
     how = {"rounding": rounding, "seed": SEED, **scales}

@@ -5,6 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "arguments.hpp"
 
 namespace py = pybind11;
@@ -15,12 +17,13 @@ namespace {
 // (device index, cudaStream_t, address of the workspace)
 using Call = std::tuple<int, Address, Address>;
 // Addresses of the values, high limbs, low limbs (0: in place), saved values, saved high limbs,
-// scales, index and count, and the outlier capacity.
-using Input =
-    std::tuple<Address, Address, Address, Address, Address, Address, Address, Address, int64_t>;
+// scales, index, count and gains (0: none), and the outlier capacity.
+using Input = std::tuple<Address, Address, Address, Address, Address, Address, Address, Address,
+                         Address, int64_t>;
 using Options = std::tuple<std::string, std::string>;                        // granularity, scale
 using Rounded = std::tuple<std::string, std::string, std::string, Address>;  // and rounding, seed
 using Packed = std::tuple<Address, Address>;                                 // values, scale
+using Gains = std::tuple<Matrix, Address, bool>;  // weight, absmax of its rows, whether it is known
 
 cuda::Stream stream(const Call& call) {
   return {pointer<void>(std::get<1>(call)), std::get<0>(call)};
@@ -29,13 +32,14 @@ cuda::Stream stream(const Call& call) {
 void* workspace(const Call& call) { return pointer<void>(std::get<2>(call)); }
 
 cuda::QuantizedInput input_of(const Input& input) {
-  const auto [values, high, low, saved_values, saved_high, scale, index, count, capacity] = input;
+  const auto [values, high, low, saved_values, saved_high, scale, index, count, gain, capacity] =
+      input;
   return {pointer<int8_t>(values),       pointer<int8_t>(high),       pointer<int8_t>(low),
           pointer<int8_t>(saved_values), pointer<int8_t>(saved_high), pointer<float>(scale),
-          pointer<int32_t>(index),       pointer<int32_t>(count)};
+          pointer<int32_t>(index),       pointer<int32_t>(count),     pointer<int32_t>(gain)};
 }
 
-int64_t capacity_of(const Input& input) { return std::get<8>(input); }
+int64_t capacity_of(const Input& input) { return std::get<9>(input); }
 
 cuda::Quantization how_of(const Options& options) {
   const QuantizeSpec spec = spec_of(std::get<0>(options), std::get<1>(options));
@@ -53,11 +57,15 @@ cuda::Int8Matrix packed_of(const Packed& packed) {
 }
 
 void quantize_input(const Call& call, const Matrix& x, float threshold, int outlier_bits,
-                    const Options& options, const Input& to) {
+                    const Options& options, const std::optional<Gains>& gains, const Input& to) {
   const SplitSpec split{threshold, outlier_bits, capacity_of(to)};
   const cuda::Quantization how = how_of(options);
+  cuda::GainWeight weight;
+  if (gains)
+    weight = {view(std::get<0>(*gains)), pointer<uint32_t>(std::get<1>(*gains)),
+              std::get<2>(*gains)};
   const py::gil_scoped_release release;
-  cuda::quantize_input(view(x), split, how, input_of(to), workspace(call), stream(call));
+  cuda::quantize_input(view(x), split, how, weight, input_of(to), workspace(call), stream(call));
 }
 
 void quantize(const Call& call, const Matrix& x, Address fold, bool transposed,
@@ -77,12 +85,14 @@ void refresh_weight(const Call& call, const Matrix& weight, bool transposed, con
 }
 
 void multiply(const Call& call, int64_t m, const Input& input, const Matrix& weight,
-              const Packed& packed, const Options& options, Address bias, const Matrix& out) {
+              const Packed& packed, Address weight_absmax, const Options& options, Address bias,
+              const Matrix& out) {
   const cuda::MultiplyArgs args{m,
                                 input_of(input),
                                 capacity_of(input),
                                 view(weight),
                                 packed_of(packed),
+                                pointer<uint32_t>(weight_absmax),
                                 how_of(options),
                                 pointer<const float>(bias),
                                 output(out)};
@@ -179,14 +189,16 @@ void bind_cuda(py::module_& m) {
         "Name, compute capability (major, minor) and number of multiprocessors.");
   bind_workspaces(m);
   m.def("cuda_quantize_input", &quantize_input, py::arg("call"), py::arg("input"),
-        py::arg("threshold"), py::arg("outlier_bits"), py::arg("options"), py::arg("to"));
+        py::arg("threshold"), py::arg("outlier_bits"), py::arg("options"), py::arg("gains"),
+        py::arg("to"));
   m.def("cuda_quantize", &quantize, py::arg("call"), py::arg("input"), py::arg("fold"),
         py::arg("transposed"), py::arg("options"), py::arg("gemm_id"), py::arg("q"),
         py::arg("scale"));
   m.def("cuda_refresh_weight", &refresh_weight, py::arg("call"), py::arg("weight"),
         py::arg("transposed"), py::arg("options"), py::arg("q"), py::arg("scale"), py::arg("mark"));
   m.def("cuda_linear_multiply", &multiply, py::arg("call"), py::arg("m"), py::arg("input"),
-        py::arg("weight"), py::arg("packed"), py::arg("options"), py::arg("bias"), py::arg("out"));
+        py::arg("weight"), py::arg("packed"), py::arg("weight_absmax"), py::arg("options"),
+        py::arg("bias"), py::arg("out"));
   m.def("cuda_linear_grad_input", &grad_input, py::arg("call"), py::arg("grad_output"),
         py::arg("weight"), py::arg("packed"), py::arg("options"), py::arg("out"));
   m.def("cuda_linear_grad_weight", &grad_weight, py::arg("call"), py::arg("grad_output"),

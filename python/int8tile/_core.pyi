@@ -8,9 +8,10 @@ _Saved = tuple[int, int, int, int, int, int, bool]
 
 # Of the functions cuda_*, which only builds with the CUDA backend have: device index, stream and
 # address of the workspace; addresses of the values, high limbs, low limbs (0: in place), saved
-# values, saved high limbs, scales, outlier index and outlier count, and the outlier capacity.
+# values, saved high limbs, scales, outlier index, outlier count and gains (0: none), and the
+# outlier capacity.
 _Call = tuple[int, int, int]
-_CudaInput = tuple[int, int, int, int, int, int, int, int, int]
+_CudaInput = tuple[int, int, int, int, int, int, int, int, int, int]
 
 __version__: str
 cuda_compiled: bool
@@ -237,6 +238,7 @@ def cuda_quantize_input(
     threshold: float,
     outlier_bits: int,
     options: tuple[str, str],
+    gains: tuple[_Matrix, int, bool] | None,
     to: _CudaInput,
 ) -> None: ...
 def cuda_quantize(
@@ -264,6 +266,7 @@ def cuda_linear_multiply(
     input: _CudaInput,
     weight: _Matrix,
     packed: tuple[int, int],
+    weight_absmax: int,
     options: tuple[str, str],
     bias: int,
     out: _Matrix,

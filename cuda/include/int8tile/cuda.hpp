@@ -60,18 +60,29 @@ struct QuantizedInput {
   float* scale = nullptr;          // s_x [m]
   int32_t* index = nullptr;        // outlier columns [capacity], ascending, unused slots -1
   int32_t* count = nullptr;        // [2]: found, overflow
+  int32_t* gain = nullptr;         // e [capacity]: outlier columns were divided by 2^e; null: by 1
 };
 
 /// Workspace of the calls below in bytes, from shapes alone.
 int64_t quantize_workspace(int64_t rows, int64_t cols);
+/// packed: of a weight that is packed, and multiplied without gains.
 int64_t multiply_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity, bool packed);
 int64_t grad_input_workspace(int64_t m, int64_t n, int64_t k, bool packed);
 int64_t grad_weight_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity);
 int64_t backward_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity);
 
-/// Finds the outlier columns of x and quantises it for the forward GEMM and for backward.
+/// The weight that bounds the gains of outlier columns.
+struct GainWeight {
+  MatrixView weight;           // w [n, k]
+  uint32_t* absmax = nullptr;  // [n] bits of its rows, or in [0] those of the tensor
+  bool known = false;          // absmax is read; else it is written
+};
+
+/// Finds the outlier columns of x and quantises it for the forward GEMM and for backward. With
+/// `to.gain` the columns are divided by the gains that x and the weight allow.
 void quantize_input(const MatrixView& x, const SplitSpec& split, const Quantization& how,
-                    const QuantizedInput& to, void* workspace, const Stream& stream);
+                    const GainWeight& gains, const QuantizedInput& to, void* workspace,
+                    const Stream& stream);
 
 struct Int8Matrix {
   const int8_t* values = nullptr;  // rows of round_up(depth, 16) bytes; null: not packed
@@ -92,8 +103,9 @@ struct MultiplyArgs {
   int64_t m = 0;
   QuantizedInput input;
   int64_t capacity = 0;
-  MatrixView weight;  // w [n, k]; its data is not read where `packed` is given
+  MatrixView weight;  // w [n, k]; where `packed` is given, its data is only read for gains
   Int8Matrix packed;
+  uint32_t* weight_absmax = nullptr;  // see GainWeight; null: found where needed
   Quantization how;
   const float* bias = nullptr;  // [n]; null: none
   OutputView out;               // y [m, n]
@@ -115,7 +127,7 @@ void linear_grad_input(const GradInputArgs& args, void* workspace, const Stream&
 
 struct GradWeightArgs {
   MatrixView grad_output;  // g [m, n]
-  QuantizedInput input;    // saved_values, saved_high, scale, index and count are read
+  QuantizedInput input;    // saved_values, saved_high, scale, index, count and gain are read
   int64_t in_features = 0;
   int64_t capacity = 0;
   Quantization how;

@@ -141,9 +141,8 @@ class LayerStatistics:
             self.y_by_threshold[threshold].add_sums(by_count[count])
         split = by_count[counts[self.gamma]]
         self.snr["y_split"].add_sums(split)
-        if x.device.type in checks.GAIN_DEVICES:
-            same = self.config.outlier_gain or counts[self.gamma] == 0
-            self.snr["y_gain"].add_sums(split if same else snr(self.config.split, GAIN))
+        same = self.config.outlier_gain or counts[self.gamma] == 0
+        self.snr["y_gain"].add_sums(split if same else snr(self.config.split, GAIN))
         for each, sums in self.y_by_bits.items():
             same = each == bits or counts[self.gamma] == 0
             sums.add_sums(split if same else snr((self.gamma, each, capacity)))

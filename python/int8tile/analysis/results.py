@@ -72,7 +72,7 @@ class LayerReport:
         largest_ratio: the same, at most.
         outlier_energy: share of the sum of x**2 that lies in outlier columns.
         snr_db: of x_plain, x_split, weight, gradient, y_plain, y_split, and y_gain, which is the
-            output with `outlier_gain`, None on a device without it.
+            output with `outlier_gain`.
         cosine: of int8 and float gradients: grad_input (which no split enters),
             grad_weight_plain and grad_weight_split.
         thresholds: the output at each threshold, without a split first.

@@ -151,10 +151,9 @@ def on_cuda() -> bool:
 
 def check_gpu(settings: Settings) -> None:
     """Raise UsageError for what runs on CPU only, where the run would be on a GPU."""
-    only_cpu = ["--fsdp"] * settings.fsdp + ["the arm int8-gain"] * ("int8-gain" in settings.arms)
-    if only_cpu and on_cuda():
+    if settings.fsdp and on_cuda():
         raise UsageError(
-            f"int8tile finetune: {' and '.join(only_cpu)} runs on CPU; a GPU was found "
+            "int8tile finetune: --fsdp runs on CPU; a GPU was found "
             "(CUDA_VISIBLE_DEVICES= hides it)"
         )
 

@@ -254,7 +254,6 @@ def linear(
             outlier_gain=outlier_gain,
         )  # fmt: skip
         return sharding.linear(who, local, input, weight, bias)
-    checks.check_gain_device(who, outlier_gain, input.device)
     device = input.device.type
     if device not in checks.DEVICES:
         raise NotImplementedError(

@@ -13,7 +13,6 @@ DEPTH_ALIGN = 16  # tokens and features are padded to whole turns of the GEMM's 
 MAX_GEMM_DEPTH = _core.SLICE_DEPTH
 DEVICES = ("cpu", "cuda") if _core.cuda_compiled else ("cpu",)
 DEVICES_TEXT = " and ".join(DEVICES)
-GAIN_DEVICES = ("cpu",)  # with kernels for outlier_gain
 
 
 def shape_of(tensor: torch.Tensor) -> list[int]:
@@ -174,15 +173,6 @@ def check_packed(
     check_layout(who, "weight_scale", scale, torch.float32, (rows,))
 
 
-def check_gain_device(who: str, outlier_gain: bool, device: torch.device) -> None:
-    """Raise NotImplementedError for gains on a device without kernels for them."""
-    if outlier_gain and device.type not in (*GAIN_DEVICES, "meta"):
-        raise NotImplementedError(
-            f"{who}: outlier_gain runs on {' and '.join(GAIN_DEVICES)}; got a tensor on {device} "
-            "(leave the option out)"
-        )
-
-
 def check_gain(
     who: str,
     first: torch.Tensor,
@@ -194,10 +184,8 @@ def check_gain(
     """Check the option outlier_gain, and the absmax of a packed weight's rows.
 
     Raises:
-        NotImplementedError: gains on a device without kernels for them.
         ValueError: an absmax without a packed weight and gains, or one that does not fit.
     """
-    check_gain_device(who, outlier_gain, first.device)
     if absmax is None:
         return
     if packed is None or not outlier_gain:

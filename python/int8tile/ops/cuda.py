@@ -18,6 +18,8 @@ from int8tile.ops.views import contiguous, matrix, pointer
 Tensors = tuple[torch.Tensor, ...]
 
 _BLOCK_ALIGN = 64
+# What bounds gains: the weight, the absmax of its rows, and whether that is filled in
+_Gains = tuple[torch.Tensor, torch.Tensor, bool]
 # (device index, stream, address of the workspace), and the workspace, to keep it alive
 _Call = tuple[tuple[int, int, int], torch.Tensor]
 
@@ -53,9 +55,11 @@ def _input(
     outlier_count: torch.Tensor,
     in_features: int,
     low_apart: bool = False,
-) -> tuple[int, int, int, int, int, int, int, int, int]:
-    values = pointer(block)
-    high, low = _limb_starts(input_scale.shape[0], in_features, outlier_index.shape[0])
+) -> tuple[int, int, int, int, int, int, int, int, int, int]:
+    values, capacity = pointer(block), outlier_index.shape[-1]
+    high, low = _limb_starts(input_scale.shape[0], in_features, capacity)
+    index = outlier_index.data_ptr()
+    gain = index + capacity * outlier_index.element_size() if outlier_index.dim() == 2 else 0
     low_apart = low_apart or in_features > checks.MAX_GEMM_DEPTH
     return (
         values,
@@ -64,9 +68,10 @@ def _input(
         pointer(saved_input),
         pointer(saved_limbs),
         input_scale.data_ptr(),
-        outlier_index.data_ptr(),
+        index,
         outlier_count.data_ptr(),
-        outlier_index.shape[0],
+        gain,
+        capacity,
     )
 
 
@@ -81,10 +86,11 @@ def _multiply(
     packed_weight: torch.Tensor | None,
     weight_scale: torch.Tensor | None,
     output: torch.Tensor,
+    weight_absmax: torch.Tensor | None = None,
 ) -> None:
-    (n, k), m, capacity = weight.shape, input_scale.shape[0], outlier_index.shape[0]
-    packed = packed_weight is not None
-    call, _kept = _call(weight, _core.cuda_multiply_workspace(m, n, k, capacity, packed))
+    (n, k), m, capacity = weight.shape, input_scale.shape[0], outlier_index.shape[-1]
+    as_packed = packed_weight is not None and outlier_index.dim() == 1
+    call, _kept = _call(weight, _core.cuda_multiply_workspace(m, n, k, capacity, as_packed))
     bias = None if bias is None else bias.float().contiguous()
     _core.cuda_linear_multiply(
         call,
@@ -92,6 +98,7 @@ def _multiply(
         _input(block, None, None, input_scale, outlier_index, outlier_count, k),
         matrix(weight),
         (pointer(packed_weight), pointer(weight_scale)),
+        pointer(weight_absmax),
         options,
         pointer(bias),
         matrix(output),
@@ -122,6 +129,7 @@ def _quantize_into(
     block: torch.Tensor,
     rest: list[torch.Tensor],
     low_apart: bool = False,
+    gains: _Gains | None = None,
 ) -> None:
     saved_input, saved_limbs, input_scale, outlier_index, outlier_count = rest
     call, _kept = _call(input, _core.cuda_quantize_workspace(*input.shape))
@@ -131,6 +139,7 @@ def _quantize_into(
         threshold or 0.0,
         outlier_bits,
         options,
+        None if gains is None else (matrix(gains[0]), gains[1].data_ptr(), gains[2]),
         _input(
             block,
             saved_input if save else None,
@@ -157,8 +166,8 @@ def linear_forward(
     _out_dtype: torch.dtype | None,
     packed_weight: torch.Tensor | None,
     weight_scale: torch.Tensor | None,
-    _outlier_gain: bool,  # the checks refuse it
-    _weight_absmax: torch.Tensor | None,
+    outlier_gain: bool,
+    weight_absmax: torch.Tensor | None,
 ) -> None:
     """Run y = x @ w.T + bias and keep x, quantised, for grad_weight."""
     output, *saved = results
@@ -174,6 +183,8 @@ def linear_forward(
         output,
         saved,
         True,
+        outlier_gain,
+        weight_absmax,
     )
 
 
@@ -190,8 +201,8 @@ def linear_forward_only(
     _out_dtype: torch.dtype | None,
     packed_weight: torch.Tensor | None,
     weight_scale: torch.Tensor | None,
-    _outlier_gain: bool,  # the checks refuse it
-    _weight_absmax: torch.Tensor | None,
+    outlier_gain: bool,
+    weight_absmax: torch.Tensor | None,
 ) -> None:
     """Run y = x @ w.T + bias and keep nothing."""
     who = "int8tile::linear_forward_only"
@@ -202,7 +213,7 @@ def linear_forward_only(
         nothing,
         nothing,
         empty((m,), dtype=torch.float32),
-        empty((capacity,), dtype=torch.int32),
+        empty((2, capacity) if outlier_gain else (capacity,), dtype=torch.int32),
         empty((2,), dtype=torch.int32),
     ]
     _forward(
@@ -217,6 +228,8 @@ def linear_forward_only(
         output,
         saved,
         False,
+        outlier_gain,
+        weight_absmax,
     )
 
 
@@ -232,11 +245,19 @@ def _forward(
     output: torch.Tensor,
     saved: list[torch.Tensor],
     save: bool,
+    outlier_gain: bool,
+    weight_absmax: torch.Tensor | None,
 ) -> None:
     _, _, input_scale, outlier_index, outlier_count = saved
-    (m, k), capacity = input.shape, outlier_index.shape[0]
+    (m, k), capacity = input.shape, outlier_index.shape[-1]
     block = _workspace(input, checks.block_bytes(m, k, capacity, input.device))
-    _quantize_into(input, threshold, outlier_bits, options, save, block, saved)
+    gains: _Gains | None = None
+    if outlier_gain and capacity:
+        known = weight_absmax is not None
+        if weight_absmax is None:
+            weight_absmax = input.new_empty((weight.shape[0],), dtype=torch.float32)
+        gains = (weight, weight_absmax, known)
+    _quantize_into(input, threshold, outlier_bits, options, save, block, saved, gains=gains)
     _multiply(
         block,
         input_scale,
@@ -248,6 +269,7 @@ def _forward(
         packed_weight,
         weight_scale,
         output,
+        weight_absmax,
     )
 
 
@@ -323,7 +345,7 @@ def linear_grad_weight(
 ) -> None:
     """Run grad_w = g.T @ x and, with_bias, the sum of g over tokens."""
     grad_weight, grad_bias = results
-    (m, n), capacity = grad_output.shape, outlier_index.shape[0]
+    (m, n), capacity = grad_output.shape, outlier_index.shape[-1]
     size = _core.cuda_grad_weight_workspace(m, n, in_features, capacity)
     call, _kept = _call(grad_output, size)
     _core.cuda_linear_grad_weight(
@@ -356,7 +378,7 @@ def linear_backward(
 ) -> None:
     """Run linear_grad_input and linear_grad_weight with two reads of g less."""
     grad_input, grad_weight, grad_bias = results
-    (m, n), k, capacity = grad_output.shape, weight.shape[1], outlier_index.shape[0]
+    (m, n), k, capacity = grad_output.shape, weight.shape[1], outlier_index.shape[-1]
     call, _kept = _call(grad_output, _core.cuda_backward_workspace(m, n, k, capacity))
     _core.cuda_linear_backward(
         call,

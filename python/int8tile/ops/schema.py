@@ -284,7 +284,6 @@ def linear_grad_weight(
             f"{shape_of(saved_input)}"
         )
     index = checks.index_shape(outlier_index)
-    checks.check_gain_device(who, len(index) == 2, grad_output.device)
     capacity = index[-1]
     limbs = checks.panel_shape(capacity, m, grad_output.device) if capacity else (0, 0)
     for name, tensor, dtype, shape in (
