@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,8 +86,15 @@ def over_tasks(
     """Average what a panel shows over the tasks that have it; give also its error."""
     tasks = [task for task in TASK_NAMES if select(found, kind=kind, task=task)]
     means = [mean(found, value, kind=kind, task=task, **place) for task in tasks]
-    each = [(shown, m.error or 0.0) for m in means if (shown := _shown(m, kind)) is not None]
+    each = [(shown, m.error) for m in means if (shown := _shown(m, kind)) is not None]
     if not each or len(each) < len(tasks):
         return None
-    error = sum(e**2 for _, e in each) ** 0.5 if kind == TRAIN else 0.0
-    return sum(shown for shown, _ in each) / len(each), error / len(each)
+    errors = [error for _, error in each if error is not None]
+    known = kind == TRAIN and len(errors) == len(each)
+    error = math.hypot(*errors) / len(each) if known else None
+    return sum(shown for shown, _ in each) / len(each), or_nan(error)
+
+
+def or_nan(error: float | None) -> float:
+    """Give an error bar's length; NaN, for which no bar is drawn, where it is not known."""
+    return math.nan if error is None else error

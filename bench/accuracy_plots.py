@@ -20,6 +20,7 @@ from accuracy_figures import (
     legend_below,
     names,
     new_figure,
+    or_nan,
     over_tasks,
     style,
 )
@@ -109,7 +110,11 @@ def _lines(
     for order, arm in enumerate(arms):
         means = [value(kind=TRAIN, arm=arm, stress=stress) for stress in stresses]
         points = [
-            (x + 0.05 * (order - len(arms) / 2), each.difference, each.error or 0)
+            (
+                x + 0.05 * (order - len(arms) / 2),
+                each.difference,
+                or_nan(each.error),
+            )
             for x, each in enumerate(means)
             if each.difference is not None
         ]

@@ -82,4 +82,5 @@ def _summary(run: Run, content: dict[str, object]) -> str:
     took = f"{content['total_seconds']:.0f} s"
     if run.kind == TRAIN:
         return f"{content['metric']} {results['metric']:.4f}, {took}"
-    return f"cosine {results['cosine_whole']:.3f}, {took}"
+    cosine = results["cosine_whole"]
+    return f"{'no cosine' if cosine is None else f'cosine {cosine:.3f}'}, {took}"

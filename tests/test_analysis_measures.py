@@ -232,6 +232,30 @@ def test_distortion_by_a_grid_too_coarse(rng):
         assert 0 <= bound <= variance
 
 
+def test_outliers_that_are_clipped_are_seen():
+    x = torch.randn(4096, 64, generator=torch.Generator().manual_seed(0))
+    x[:, :2] *= 30
+    distortion = Distortion(("clipped", "same"))
+    distortion.add(x, {"clipped": x.clamp(-3, 3), "same": x})
+    assert distortion.measures("same")[0] == 0
+    chi_square, bound, _ = distortion.measures("clipped")
+    assert chi_square > 0.01
+    assert bound > 0
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_not_perfect(bad):
+    ones, worse = torch.ones(3), torch.tensor([1.0, 1.0, bad])
+    cosine, ratio = Cosine(), SignalToNoise()
+    cosine.add(ones, worse)
+    ratio.add(ones, worse)
+    assert cosine.value is None
+    assert ratio.db == -math.inf
+    other = SignalToNoise()
+    other.add(worse, ones)
+    assert other.db is None
+
+
 def test_distortion_takes_ties_and_values_below_the_first_call():
     x = torch.tensor([0.0] * 50 + [1.0] * 50)
     distortion = Distortion(("half",))

@@ -28,8 +28,8 @@ def measured():
 
 
 def thresholds(*rows):
-    """(threshold, columns, over, dB) of each."""
-    return [ThresholdResult(t, mean, round(mean), over, y) for t, mean, over, y in rows]
+    """(threshold, columns, over, dB, dB with gains) of each."""
+    return [ThresholdResult(t, mean, round(mean), over, *y) for t, mean, over, *y in rows]
 
 
 FLAT = thresholds((None, 0, 0, 40.0), (4.0, 9, 0, 40.2), (5.0, 3, 0, 40.1), (8.0, 0, 0, 40.0))
@@ -95,19 +95,16 @@ def test_more_bits_where_they_gain(measured):
 
 
 def test_gains_where_they_gain(measured):
-    usual = {"thresholds": OUTLIERS}
-    gained = {"snr_db": {**measured.snr_db, "y_split": 30.0, "y_gain": 38.5}} | usual
-    found = report(measured, a=usual, b=gained)
+    gained = thresholds((None, 0, 0, 25.0, 25.0), (4.0, 9, 0, 40.0, 60.0), (5.0, 3, 0, 40.0, 48.5))
+    found = report(measured, a={"thresholds": OUTLIERS}, b={"thresholds": gained})
     assert found.recommendation.config == {"*": Int8TileConfig(threshold=5.0, outlier_gain=True)}
+    # At the gamma that is recommended, not at another one.
     assert found.recommendation.reasons["*"].endswith("; outlier_gain: gains 8.5 dB in b")
     assert found.recommend(outlier_gain_db=9.0).config == {"*": Int8TileConfig(threshold=5.0)}
-    unknown = {"snr_db": {**measured.snr_db, "y_split": 30.0, "y_gain": None}} | usual
-    assert not report(measured, a=unknown).recommendation.config["*"].outlier_gain
 
 
 def test_a_layer_that_gains_lift_above_the_limit_is_int8(measured):
-    noisy = thresholds((None, 0, 0, 8.0), (5.0, 3, 0, 15.0))
-    gained = {"snr_db": {**measured.snr_db, "y_split": 15.0, "y_gain": 21.0}, "thresholds": noisy}
+    gained = {"thresholds": thresholds((None, 0, 0, 8.0, 8.0), (5.0, 3, 0, 15.0, 21.0))}
     assert report(measured, a=gained).recommendation.config["*"].outlier_gain
     assert report(measured, a=gained).recommend(outlier_gain_db=7.0).config["a"] is None
 
@@ -141,6 +138,25 @@ def test_gradients_below_the_limit_are_computed_in_float(measured):
     assert advice.reasons["a"] == "grad_input in float: cosine 0.9000 is 6.3 dB, below 20"
     cosines = dict.fromkeys(cosines, 0.5)
     assert not report(measured, a={"cosine": cosines}, b={}).recommendation.config["a"].grad_weight
+
+
+def test_no_split_needs_a_gradient_that_does_without(measured):
+    """FLAT outputs want no split; what the gradient of the weight says is that of no split."""
+    poor = {"grad_input": 0.9999, "grad_weight_plain": 0.9, "grad_weight_split": 0.9999}
+    flat = [replace(each, y_db=40.0) for each in FLAT]
+    layer = {"thresholds": flat, "cosine": poor}
+    assert report(measured, a=layer).recommendation.config["*"].threshold == 5.0
+    advice = report(measured, a={**layer, "thresholds": flat[:1]}).recommendation
+    assert advice.config["a"] == replace(advice.config["*"], grad_weight=False)
+    assert "cosine 0.9000" in str(advice)
+
+
+def test_a_layers_own_options_are_its_own(measured):
+    odd = replace(measured.config, granularity="tensor", grad_input=False)
+    advice = report(measured, odd={"config": odd}, b={}, c={}).recommendation
+    assert advice.config["*"] == replace(measured.config, threshold=8.0)
+    assert advice.config["odd"] == replace(odd, threshold=8.0)
+    assert advice.reasons["odd"] == "keeps its own options"
 
 
 def test_every_layer_gets_its_own_config_from_the_mapping(measured):

@@ -207,6 +207,39 @@ def test_the_output_with_gains_is_measured():
     assert recording.report().recommendation.config["*"].outlier_gain
 
 
+@pytest.mark.parametrize("gain", [False, True])
+def test_gains_are_those_of_each_threshold(gain):
+    """A larger gamma leaves less to divide by, also where it finds the same columns."""
+    model, x = layer(), planted(factor=1.0)
+    x[:, [3, 17, 40]] = 16 * randn(len(x), 3, seed=9).clamp(-1, 1)
+    with torch.no_grad():
+        model.weight[:, [3, 17, 40]] /= 64
+    config = Int8TileConfig(outlier_gain=gain)
+    with analysis.record(model, config, thresholds=(6.0, 12.0)) as recording:
+        model(x)
+    found, w = only(recording), array(model.weight)
+    exact = array(x).astype(np.float64) @ w.T
+    for each in found.thresholds[1:]:
+        for field, gained in (("y_db", gain), ("y_gain_db", True)):
+            y, _ = reference.linear_forward(
+                array(x), w, threshold=each.threshold, outlier_gain=gained, capacity=capacity_for(K)
+            )
+            assert getattr(each, field) == pytest.approx(db(exact, y), abs=1e-3)
+    assert found.thresholds[1].y_gain_db > found.thresholds[3].y_gain_db + 1
+
+
+def test_a_weight_that_is_not_finite_is_counted_and_left_out():
+    model = layer()
+    with torch.no_grad():
+        model.weight[2, 5] = float("nan")
+    with analysis.record(model) as recording:
+        model(planted().requires_grad_()).sum().backward()
+    found = only(recording)
+    assert (found.nonfinite_calls, found.measured_calls, found.measured_gradients) == (1, 0, 0)
+    assert found.cosine["grad_input"] is None
+    assert recording.report().recommendation
+
+
 def test_variance_is_that_of_numpy():
     model, xs = layer(), [planted(s) for s in range(3)]
     with analysis.record(model) as recording:

@@ -130,7 +130,7 @@ def test_an_interrupt_loses_only_the_runs_in_progress(tmp_path):
     assert not alive(process.pid)  # no worker is left
     kept = run_files(tmp_path)
     assert 0 < len(kept) < 6
-    assert [json.loads(file.read_text())["results"]["losses"] for file in kept]
+    assert all(json.loads(file.read_text())["results"]["losses"] for file in kept)
     assert not list((tmp_path / "work").glob("*.partial"))
 
     done, text = call(tmp_path, "tasks", "--show")
@@ -141,14 +141,20 @@ def test_an_interrupt_loses_only_the_runs_in_progress(tmp_path):
     assert run_files(tmp_path) == kept
 
 
-def test_a_failed_write_leaves_no_file(tmp_path):
+def test_a_failed_write_leaves_the_file_that_was_there(tmp_path, monkeypatch):
     import accuracy_runs
 
     file = tmp_path / "work" / "run.json"
-    with pytest.raises(TypeError):
-        accuracy_runs.write(file, {"results": object()})
-    assert not list(file.parent.iterdir())
     accuracy_runs.write(file, {"loss": float("nan")})
+
+    def fail(path, text, **_):
+        with path.open("w") as partial:
+            partial.write(text[: len(text) // 2])
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="disk full"):
+        accuracy_runs.write(file, {"loss": 1.0})
     assert accuracy_runs.read(file) == {"loss": None}
     assert list(file.parent.iterdir()) == [file]
 

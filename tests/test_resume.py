@@ -107,6 +107,16 @@ def test_a_run_cut_in_three_is_the_same_run(folder, tmp_path, again, grouped):
     assert curves(run(again(**stressed))) == curves(whole)
 
 
+def test_a_checkpoint_may_be_older_than_a_setting(cut, again, whole):
+    for file in cut.rglob("int8tile.json"):
+        content = json.loads(file.read_text())
+        del content["identity"]["group_by_length"]
+        file.write_text(json.dumps(content))
+    assert curves(run(again())) == {"int8-split": curves(whole)["int8-split"]}
+    with pytest.raises(UsageError, match=r"--group-by-length is True and was False$"):
+        run(again(group_by_length=True, resume=True))
+
+
 def test_finished_arms_are_not_repeated(monkeypatch, tmp_path, again):
     few = {"arms": ("fp32", "int8"), "save_every": None, "epochs": 2.0}
     interrupt(again(**few, resume=False), 2, arm=1)

@@ -1,4 +1,4 @@
-"""Counts in bins that do not move: the histogram of magnitudes, and bins of equal mass."""
+"""Counts in bins that do not move: the histogram of magnitudes, and bins by rank."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _DROPPED_BITS = 21  # of float32, which leaves the exponent and two bits: four b
 _BINS = 2**31 >> _DROPPED_BITS
 _FIRST_NONFINITE = 0x7F800000 >> _DROPPED_BITS
 EQUAL_BINS = 64
+TAIL_STEP = 4  # the outermost bins are cut again and again so that a fourth lies further out,
+TAIL_LEAST = 4  # while so many values do
 SAMPLE = 1 << 16  # values of a call that are compared, at most
 
 Counts = npt.NDArray[np.int64]
@@ -45,19 +47,31 @@ class MagnitudeHistogram:
         return edges.view(np.float32), counts[first : last + 1]
 
 
+def _ranks(count: int) -> torch.Tensor:
+    """Ranks of the lower edges of all bins but the first."""
+    ranks = {i * count // EQUAL_BINS for i in range(1, EQUAL_BINS)}
+    share = count // EQUAL_BINS // TAIL_STEP
+    while share >= TAIL_LEAST:
+        ranks |= {share, count - share}
+        share //= TAIL_STEP
+    return torch.tensor(sorted(ranks))
+
+
 class Distortion:
     """How quantisation changes the distribution of x, in bins that hold equal shares of x.
 
-    The bins come from the first call, so that the original fills each of them and the divergence
-    is finite. Each call gives at most `SAMPLE` values, drawn with a generator of its own.
+    Towards both ends the shares get smaller, so that outliers are not all in one bin. The bins
+    come from the first call, so that the original fills each of them and the divergence is finite.
+    What moves within a bin is not seen. Each call gives at most `SAMPLE` values, drawn with a
+    generator of its own.
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self._edges: torch.Tensor | None = None  # [bins - 1], the lower edge of all but the first
         self._generator = torch.Generator().manual_seed(0)
-        self._counts = {name: torch.zeros(EQUAL_BINS, dtype=torch.int64) for name in names}
-        self._original = torch.zeros(EQUAL_BINS, dtype=torch.int64)
-        self._magnitudes = torch.zeros(EQUAL_BINS, dtype=torch.float64)
+        self._counts = {name: torch.zeros(0, dtype=torch.int64) for name in names}
+        self._original = torch.zeros(0, dtype=torch.int64)
+        self._magnitudes = torch.zeros(0, dtype=torch.float64)
 
     def add(self, exact: torch.Tensor, quantised: dict[str, torch.Tensor]) -> None:
         """Add a call: x, and under each name what became of it."""
@@ -67,16 +81,19 @@ class Distortion:
         positions = positions.to(exact.device)
         x = exact.flatten()[positions].float()
         if self._edges is None:
-            ranks = torch.arange(1, EQUAL_BINS, device=x.device) * len(x) // EQUAL_BINS
             ordered = x.sort().values
-            edges = torch.unique(ordered[ranks])
+            edges = torch.unique(ordered[_ranks(len(x)).to(x.device)])
             self._edges = edges[edges > ordered[0]]  # or nothing would lie below the first
-        where = self._bin(x)
-        self._original += torch.bincount(where, minlength=EQUAL_BINS).cpu()
-        self._magnitudes += torch.bincount(where, x.abs().double(), EQUAL_BINS).cpu()
+            bins = len(self._edges) + 1
+            self._counts = {n: torch.zeros(bins, dtype=torch.int64) for n in self._counts}
+            self._original = torch.zeros(bins, dtype=torch.int64)
+            self._magnitudes = torch.zeros(bins, dtype=torch.float64)
+        where, bins = self._bin(x), len(self._original)
+        self._original += torch.bincount(where, minlength=bins).cpu()
+        self._magnitudes += torch.bincount(where, x.abs().double(), bins).cpu()
         for name, values in quantised.items():
             here = self._bin(values.flatten()[positions].float())
-            self._counts[name] += torch.bincount(here, minlength=EQUAL_BINS).cpu()
+            self._counts[name] += torch.bincount(here, minlength=bins).cpu()
 
     def _bin(self, values: torch.Tensor) -> torch.Tensor:
         assert self._edges is not None

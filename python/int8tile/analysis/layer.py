@@ -50,6 +50,7 @@ class LayerStatistics:
             for name in ("x_plain", "x_split", "weight", "gradient", "y_plain", "y_split", "y_gain")
         }
         self.y_by_threshold = {t: SignalToNoise() for t in thresholds}
+        self.y_with_gains = {t: SignalToNoise() for t in thresholds}
         self.y_by_bits = {b: SignalToNoise() for b in sorted({*options.bits, config.outlier_bits})}
         self.cosine = {
             name: Cosine() for name in ("grad_input", "grad_weight_plain", "grad_weight_split")
@@ -78,8 +79,9 @@ class LayerStatistics:
         magnitude = x.float().abs()
         absmax = magnitude.amax(0)
         finite = bool(absmax.isfinite().all())
-        if not finite:  # as detection does
+        if not (finite and weight.isfinite().all()):
             self.nonfinite += 1
+        if not finite:  # as detection does
             absmax = torch.where(magnitude.isfinite(), magnitude, 0).amax(0)
         absmax = absmax.cpu()
         counts = {t: each.add(absmax) for t, each in self.columns.items()}
@@ -87,7 +89,7 @@ class LayerStatistics:
         chosen = self.calls % self.options.every == 0
         self.calls += 1
         self.tokens += len(x)
-        if chosen and finite:
+        if chosen and finite and weight.isfinite().all():
             self.measured += 1
             self._measure(x, weight, absmax > self.gamma, counts)
 
@@ -134,15 +136,25 @@ class LayerStatistics:
         plain = snr(self._plain)
         self.snr["y_plain"].add_sums(plain)
         _, bits, capacity = self.config.split
-        by_count = {0: plain}  # columns above a threshold are nested: their number tells them
-        for threshold, count in counts.items():
-            if count not in by_count:
-                by_count[count] = snr((threshold, bits, capacity))
-            self.y_by_threshold[threshold].add_sums(by_count[count])
-        split = by_count[counts[self.gamma]]
+        known: dict[tuple[float, bool], SignalToNoise] = {}
+
+        def at(threshold: float, gain: bool) -> SignalToNoise:
+            count = counts[threshold]
+            if count == 0:
+                return plain
+            # Columns above a threshold are nested: their number tells them. Gains depend on it.
+            key = (threshold, True) if gain else (count, False)
+            if key not in known:
+                known[key] = snr((threshold, bits, capacity), GAIN if gain else ())
+            return known[key]
+
+        gained = self.config.outlier_gain
+        for threshold in counts:
+            self.y_by_threshold[threshold].add_sums(at(threshold, gained))
+            self.y_with_gains[threshold].add_sums(at(threshold, True))
+        split = at(self.gamma, gained)
         self.snr["y_split"].add_sums(split)
-        same = self.config.outlier_gain or counts[self.gamma] == 0
-        self.snr["y_gain"].add_sums(split if same else snr(self.config.split, GAIN))
+        self.snr["y_gain"].add_sums(at(self.gamma, True))
         for each, sums in self.y_by_bits.items():
             same = each == bits or counts[self.gamma] == 0
             sums.add_sums(split if same else snr((self.gamma, each, capacity)))
@@ -158,7 +170,7 @@ class LayerStatistics:
             g: [m, n] gradient of the output.
             needs: whether the gradients of input and weight are wanted.
         """
-        if not x.isfinite().all():  # counted in the forward pass
+        if not (x.isfinite().all() and weight.isfinite().all()):  # counted in the forward pass
             return
         if not g.isfinite().all():
             self.nonfinite += 1

@@ -38,9 +38,12 @@ class SignalToNoise:
 
     @property
     def db(self) -> float | None:
-        """The ratio in dB; inf without noise, None without a signal."""
-        if self.signal == 0:
+        """The ratio in dB; inf without noise, -inf where the noise is not finite, None without a
+        finite signal."""
+        if self.signal == 0 or not math.isfinite(self.signal):
             return None
+        if not math.isfinite(self.noise):
+            return -math.inf
         return math.inf if self.noise == 0 else 10 * math.log10(self.signal / self.noise)
 
 
@@ -63,8 +66,9 @@ class Cosine:
 
     @property
     def value(self) -> float | None:
-        """The cosine, -1..1; None where a vector is zero."""
-        if self.a_squares == 0 or self.b_squares == 0:
+        """The cosine, -1..1; None where a vector is zero or not finite."""
+        sums = (self.dot, self.a_squares, self.b_squares)
+        if 0 in sums[1:] or not all(map(math.isfinite, sums)):
             return None
         return max(-1.0, min(1.0, self.dot / math.sqrt(self.a_squares) / math.sqrt(self.b_squares)))
 

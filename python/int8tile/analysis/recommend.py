@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -78,14 +79,16 @@ def recommend(
     """Choose gamma, outlier bits, gains and the layers to leave in float.
 
     - gamma, or no split, suits a layer where no call had more outlier columns than the capacity,
-      and where the output is at most `tolerance_db` worse than at the best such gamma. The one
-      that suits the most layers is that of "*"; among equals the one with the fewest
-      multiplications, then the smallest, which still holds when outliers shrink. A layer that it
-      does not suit gets its own.
+      and where the output is at most `tolerance_db` worse than at the best such gamma; one that
+      splits nothing, only where that costs the gradient of the weight no more. The one that suits
+      the most layers is that of "*"; among equals the one with the fewest multiplications, then
+      the smallest, which still holds when outliers shrink. A layer that it does not suit gets its
+      own.
     - Bits cost no time, since two limbs hold 15: those of the report's config are kept unless
       more gain `bits_gain_db` in some layer.
     - `outlier_gain` is turned on where it gains `outlier_gain_db` in some layer: it changes nothing
       in the others, and costs little where there are few outlier columns.
+    - Other options of a layer's own config are kept; those of most layers are those of "*".
     - A layer stays in float where its output falls short of `min_db` at its gamma, or where
       float32 is expected to be faster. A gradient that falls short, its cosine taken as dB, is
       computed in float.
@@ -109,12 +112,14 @@ def recommend(
     suited = {layer.name: _suited(layer, tolerance_db) for layer in layers}
     gamma, gamma_reason = _common_gamma(layers, suited)
     bits, bits_reason = _bits(layers, bits_gain_db)
-    gained, outlier_gain_reason = _outlier_gain(layers, gamma, outlier_gain_db)
-    base = replace(layers[0].config, threshold=gamma, outlier_bits=bits, outlier_gain=gained)
+    gammas = {name: gamma if gamma in each else each[0] for name, each in suited.items()}
+    gained, outlier_gain_reason = _outlier_gain(layers, gammas, outlier_gain_db)
+    ((most_common, _),) = Counter(layer.config for layer in layers).most_common(1)
+    base = replace(most_common, threshold=gamma, outlier_bits=bits, outlier_gain=gained)
     own: dict[str, Int8TileConfig | None] = {}
     reasons = {"*": f"{gamma_reason}; {bits_reason}{outlier_gain_reason}"}
     for layer in layers:
-        config, why = _for_layer(layer, base, suited[layer.name], min_db)
+        config, why = _for_layer(layer, base, gammas[layer.name], min_db)
         if config != base:
             own[layer.name] = config
             reasons[layer.name] = why
@@ -154,7 +159,14 @@ def _or_inf(value: float | None) -> float:
 
 def _suited(layer: LayerReport, tolerance_db: float) -> list[float | None]:
     """Thresholds that hold the capacity and keep the output, the cheapest first."""
-    held = [each for each in layer.thresholds if each.overflow_calls == 0]
+    cosines = (layer.cosine["grad_weight_plain"], layer.cosine["grad_weight_split"])
+    plain_db, split_db = (math.inf if c is None else cosine_in_db(c) for c in cosines)
+    splits_for_gradient = plain_db < split_db - tolerance_db
+    held = [
+        each
+        for each in layer.thresholds
+        if each.overflow_calls == 0 and (each.mean > 0 or not splits_for_gradient)
+    ] or [each for each in layer.thresholds if each.overflow_calls == 0]
     best = max(_or_inf(each.y_db) for each in held)  # without a measurement, nothing against it
     kept = [each for each in held if _or_inf(each.y_db) >= best - tolerance_db]
     kept.sort(key=lambda each: (each.mean, _or_inf(each.threshold)))
@@ -166,7 +178,9 @@ def _bits(layers: Sequence[LayerReport], gain_db: float) -> tuple[int, str]:
 
     def gain(layer: LayerReport, bits: int) -> float:
         before, after = layer.bits_db.get(configured), layer.bits_db.get(bits)
-        return 0.0 if before is None or after is None or before == math.inf else after - before
+        if before is None or after is None or not math.isfinite(before + after):
+            return 0.0
+        return after - before
 
     gains = {
         bits: max(gain(layer, bits) for layer in layers)
@@ -181,38 +195,46 @@ def _bits(layers: Sequence[LayerReport], gain_db: float) -> tuple[int, str]:
 
 
 def _outlier_gain(
-    layers: Sequence[LayerReport], gamma: float | None, least_db: float
+    layers: Sequence[LayerReport], gammas: Mapping[str, float | None], least_db: float
 ) -> tuple[bool, str]:
-    if not gamma or layers[0].config.outlier_gain:
-        return layers[0].config.outlier_gain, ""
-    most, name = max((_gained_db(each), each.name) for each in layers)
+    if any(each.config.outlier_gain for each in layers):
+        return True, ""
+    most, name = max((_gained_db(each, gammas[each.name]), each.name) for each in layers)
     if most < least_db:
         return False, ""
     return True, f"; outlier_gain: gains {most:.1f} dB in {name or '(root)'}"
 
 
-def _gained_db(layer: LayerReport) -> float:
-    """What `outlier_gain` adds to the output."""
-    without, with_gain = layer.snr_db["y_split"], layer.snr_db["y_gain"]
-    return 0.0 if without is None or with_gain is None else with_gain - without
+def _gained_db(layer: LayerReport, gamma: float | None) -> float:
+    """What `outlier_gain` adds to the output at a threshold; not below 0."""
+    (at,) = [each for each in layer.thresholds if each.threshold == gamma]
+    if not gamma or at.y_db is None or at.y_gain_db is None:
+        return 0.0
+    gained = at.y_gain_db - at.y_db
+    return max(0.0, gained) if math.isfinite(gained) else 0.0
 
 
 def _for_layer(
-    layer: LayerReport, base: Int8TileConfig, suited: list[float | None], min_db: float
+    layer: LayerReport, base: Int8TileConfig, gamma: float | None, min_db: float
 ) -> tuple[Int8TileConfig | None, str]:
     by_threshold = {each.threshold: each for each in layer.thresholds}
-    gamma = base.threshold if base.threshold in suited else suited[0]
     y = _or_inf(by_threshold[gamma].y_db)
-    if gamma and base.outlier_gain:
-        y += max(0.0, _gained_db(layer))
+    if base.outlier_gain:
+        y += _gained_db(layer, gamma)
     if y < min_db:
         return None, f"float: the output has {y:.1f} dB at {_gamma_text(gamma)}, below {min_db:g}"
     if not _core.kernel_verdict() and layer.verdict.startswith("float32"):
         return None, f"float: {layer.verdict.partition(': ')[2]}"
-    config, why = replace(base, threshold=gamma), []
+    config, why = layer.config, []
+    config = replace(
+        config, threshold=gamma, outlier_bits=base.outlier_bits, outlier_gain=base.outlier_gain
+    )
+    if replace(config, threshold=base.threshold) != base:
+        why.append("keeps its own options")
     if gamma != base.threshold:
         why.append(f"{_gamma_text(gamma)}: {_what_is_wrong(by_threshold, base.threshold, y)}")
-    for product, name in (("grad_input", "grad_input"), ("grad_weight", "grad_weight_split")):
+    with_split = "grad_weight_split" if gamma else "grad_weight_plain"
+    for product, name in (("grad_input", "grad_input"), ("grad_weight", with_split)):
         cosine = layer.cosine[name]
         if cosine is not None and cosine_in_db(cosine) < min_db:
             off: dict[str, Any] = {product: False}

@@ -37,6 +37,7 @@ class ThresholdResult:
         most: outlier columns of a call, at most.
         overflow_calls: calls with more of them than the capacity holds.
         y_db: signal-to-noise ratio of the output in dB.
+        y_gain_db: the same with `outlier_gain`.
     """
 
     threshold: float | None
@@ -44,6 +45,7 @@ class ThresholdResult:
     most: int
     overflow_calls: int
     y_db: float | None
+    y_gain_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,8 @@ def _layer(name: str, module: nn.Linear, seen: LayerStatistics) -> LayerReport:
     columns = seen.columns[seen.gamma]
     tokens = round(seen.tokens / seen.calls)
     energies = [m.deviations + m.count * m.mean**2 for m in (seen.outlier, seen.regular)]
-    plain = ThresholdResult(None, 0.0, 0, 0, seen.snr["y_plain"].db)
+    y_plain = seen.snr["y_plain"].db
+    plain = ThresholdResult(None, 0.0, 0, 0, y_plain, y_plain)
     return LayerReport(
         name=name,
         in_features=module.in_features,
@@ -263,8 +266,9 @@ def _verdict(tokens: int, module: nn.Linear) -> str:
 
 def _threshold(seen: LayerStatistics, threshold: float) -> ThresholdResult:
     columns = seen.columns[threshold]
-    db = seen.y_by_threshold[threshold].db
-    return ThresholdResult(threshold, columns.mean, columns.most, columns.overflow_calls, db)
+    counts = (columns.mean, columns.most, columns.overflow_calls)
+    sums = (seen.y_by_threshold[threshold], seen.y_with_gains[threshold])
+    return ThresholdResult(threshold, *counts, *(each.db for each in sums))
 
 
 def _distortion(seen: LayerStatistics, arm: str) -> dict[str, float] | None:

@@ -197,7 +197,9 @@ class Checkpoints:
 
     def _check(self, folder: Path, content: Mapping[str, Any]) -> None:
         """Raise unless a checkpoint is of the same run."""
-        saved, mine = content["identity"], self._identity
+        mine = self._identity
+        defaults = json.loads(json.dumps(Settings().identity()))  # of settings newer than it
+        saved = {n: defaults.get(n) for n in mine} | content["identity"]
         differ = [
             f"{_option(name)} is {mine.get(name)} and was {saved.get(name)}"
             for name in dict.fromkeys([*mine, *saved])
