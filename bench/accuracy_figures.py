@@ -18,7 +18,10 @@ from int8tile.finetune.report import COLORS
 mpl.use("Agg")
 
 ANGLE = "1 - gradient cosine, mean of layers"
-TASK_NAMES = {"sst2": "SST-2", "mrpc": "MRPC", "rte": "RTE", "qnli": "QNLI", "squad": "SQuAD, F1"}
+TASK_NAMES = {
+    **{"sst2": "SST-2", "mrpc": "MRPC", "rte": "RTE", "qnli": "QNLI", "squad": "SQuAD, F1"},
+    "docstrings": "docstrings",
+}
 ARM_COLORS = {**COLORS, "int8-gain": "#009E73", "fp8": "#D55E00"}
 STYLES = {"fp32": ":", "paper-int8": "--", "int8": "--"}  # without a split: not a whole line
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -43,6 +44,7 @@ class Recipe:
     group_by_length: bool = False
 
 
+DOCSTRINGS = "docstrings"  # needs no data: the standard library's
 RECIPES = {
     "sst2": Recipe(max_train=10000),
     "mrpc": Recipe(steps=200, max_eval=1000, lr=1e-4, group_by_length=True),
@@ -57,6 +59,7 @@ RECIPES = {
         max_length=192,
         group_by_length=True,
     ),
+    DOCSTRINGS: Recipe(lr=5e-4),
 }
 
 
@@ -74,13 +77,15 @@ class Source:
 
     def folder(self, task: str) -> Path | None:
         """Give what `int8tile finetune` takes as the data of a task."""
-        if self.data is None:
+        if self.data is None or task == DOCSTRINGS:
             return None
         glue = self.data / "glue"
         return glue if task != "squad" and glue.is_dir() else self.data
 
     def fingerprint(self, task: str) -> str:
         """Give a digest of the task's files."""
+        if task == DOCSTRINGS:
+            return f"Python {platform.python_version()}"
         folder = self.folder(task)
         return HUB if folder is None else _digest_files(folder, task)
 

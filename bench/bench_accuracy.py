@@ -1,7 +1,7 @@
 """What the number formats do to fine-tuning: one command for each table of the evidence.
 
     python bench/bench_accuracy.py tasks --data path/to/data    # hours; finished runs are kept
-    python bench/bench_accuracy.py tasks --data path/to/data --quick
+    python bench/bench_accuracy.py tasks --quick                # minutes, without data
     python bench/bench_accuracy.py tasks --data path/to/data --show
 
 Start reading at `main`; the tables are in accuracy_specs.py.
@@ -25,7 +25,7 @@ import accuracy_pool
 import accuracy_smoke
 import accuracy_summary
 import accuracy_tables
-from accuracy_runs import RECIPES, Source, finite
+from accuracy_runs import DOCSTRINGS, RECIPES, Source, finite
 from accuracy_specs import SPECS, Cell, Plan, Spec
 from int8tile.finetune import UsageError
 from report import as_json, choices, console, environment, parsed, print_head
@@ -34,11 +34,11 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 WORK = RESULTS / "accuracy"
 SCRATCH = HERE.parent / "build" / "accuracy"
+SEEDS = 3
 QUICK_STEPS, QUICK_EVAL = 20, 200
-QUICK_TASKS = ("sst2", "mrpc")
 
 Table = StrEnum("Table", {name: name for name in SPECS})
-TABLES = "\n\n".join(f"{name}: {spec.shows}." for name, spec in SPECS.items())
+TABLES = "\n\n    ".join(f"{name}: {spec.shows}." for name, spec in SPECS.items())
 
 
 def main(
@@ -55,18 +55,24 @@ def main(
     model: Annotated[
         str | None, typer.Option(help="Directory or hub id; the packaged MiniLM without it.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds 0 to this less one.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="How many seeds, from 0 on.", min=1)] = SEEDS,
     tasks: Annotated[
         str | None, typer.Option(help=f"Comma-separated, of {', '.join(RECIPES)}.")
     ] = None,
     stress: Annotated[
         str | None, typer.Option(help="Factors of injected outliers, comma-separated; 1: as is.")
     ] = None,
-    arms: Annotated[str | None, typer.Option(help="Some of the table's arms; fp32 stays.")] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(help="Some of the table's arms, as its columns are named; fp32 stays."),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Optimizer steps; the recipe's without it.", min=1)
     ] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at a time; as many as cores / threads.")] = 0,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="Runs at a time.", show_default="(cores / threads)", min=1),
+    ] = None,
     threads: Annotated[int, typer.Option(help="Threads of a run.", min=1)] = 1,
     work: Annotated[
         Path | None,
@@ -75,10 +81,20 @@ def main(
             "results/accuracy without it, with --quick and --smoke build/accuracy."
         ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the table's JSON and PNG.")] = RESULTS,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the table's JSON and PNG; without it bench/results for a whole table, "
+            "and none for a part of one."
+        ),
+    ] = None,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Minutes: one seed, 20 steps, two tasks, less to evaluate."),
+        typer.Option(
+            "--quick",
+            help="Minutes: one seed, 20 steps, one stress, less to evaluate; without --data on "
+            "docstrings of the standard library.",
+        ),
     ] = False,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Seconds: a tiny model on made-up text.")
@@ -100,17 +116,19 @@ def main(
         raise typer.BadParameter(
             "--smoke and --quick must not replace real results", param_hint="--output"
         )
+    whole = not (smoke or quick or tasks or stress or arms or steps) and seeds >= SEEDS
+    output = output or (RESULTS if whole else None)
     work = work or (SCRATCH if smoke or quick else WORK)
     spec = _narrowed(SPECS[table], tasks, stress, arms)
     source = Source(data, model)
     plan = Plan(spec, seeds, steps)
     if quick:
-        few = spec if tasks else replace(spec, tasks=QUICK_TASKS)
+        few = spec if tasks else replace(spec, tasks=spec.tasks[:2] if data else (DOCSTRINGS,))
+        few = few if stress else replace(few, stresses=few.stresses[:1])
         plan = Plan(few, 1, steps or QUICK_STEPS, QUICK_EVAL)
     if smoke:
         source = accuracy_smoke.source(work)
         plan = accuracy_smoke.plan(spec)
-    output.mkdir(parents=True, exist_ok=True)
     failed: dict[Cell, str] = {}
     cells = plan.cells()
     todo = accuracy_pool.missing(cells, source, work)
@@ -177,7 +195,7 @@ def _report(
     cells: Sequence[Cell],
     source: Source,
     work: Path,
-    output: Path,
+    output: Path | None,
     arguments: dict[str, Any],
     threads: int,
 ) -> None:
@@ -194,6 +212,11 @@ def _report(
         return
     for each in accuracy_tables.tables(table, found):
         console().print(each)
+    if output is None:
+        text = "a part of the table: --output FOLDER writes its JSON and plot"
+        console().print(text, highlight=False)
+        return
+    output.mkdir(parents=True, exist_ok=True)
     kept = [accuracy_tables.compact(table, found, row) for row in found]
     content = as_json(f"accuracy {table}", arguments, facts, kept, {})
     content["missing"] = len(cells) - len(found)

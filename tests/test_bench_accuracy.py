@@ -141,6 +141,18 @@ def test_an_interrupt_loses_only_the_runs_in_progress(tmp_path):
     assert run_files(tmp_path) == kept
 
 
+def test_a_part_of_a_table_is_shown_and_not_written(scales):
+    folder, _ = scales
+    results = {file: file.stat().st_mtime_ns for file in (BENCH / "results").iterdir()}
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "scales", "--smoke", "--show", "--work", str(folder / "work")],
+        capture_output=True, text=True, timeout=SECONDS, check=True,
+    )  # fmt: skip
+    assert "row absmax nearest" in done.stdout
+    assert "--output FOLDER writes its JSON and plot" in done.stdout
+    assert {file: file.stat().st_mtime_ns for file in (BENCH / "results").iterdir()} == results
+
+
 def test_a_failed_write_leaves_the_file_that_was_there(tmp_path, monkeypatch):
     import accuracy_runs
 
@@ -300,7 +312,7 @@ def test_a_plan_starts_with_the_most_telling_runs():
     ("options", "message"),
     [
         (("tables",), "is not one of"),
-        (("tasks", "--smoke"), "must not replace"),
+        (("tasks", "--smoke", "--output", "{results}"), "must not replace"),
         (("tasks", "--stress", "0"), "comma-separated numbers above 0; got '0'"),
         (("tasks", "--arms", "int4"), "got 'int4'"),
         (("tasks", "--data", "{empty}"), "--data must hold a folder sst2"),
@@ -308,7 +320,7 @@ def test_a_plan_starts_with_the_most_telling_runs():
     ids=["table", "output", "stress", "arms", "data"],
 )
 def test_bad_options_are_refused(options, message, tmp_path):
-    words = [word.format(empty=tmp_path) for word in options]
+    words = [word.format(empty=tmp_path, results=BENCH / "results") for word in options]
     more = [] if "--smoke" in words else ["--output", str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, SCRIPT, *words, *more],
