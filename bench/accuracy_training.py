@@ -18,7 +18,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 import accuracy_gradients
-from accuracy_runs import GRADIENT, TRAIN, Recipe, Run, Source, write
+from accuracy_runs import GRADIENT, TRAIN, Recipe, Run, Source, read, write
 from int8tile.finetune import environment
 from int8tile.finetune.checkpoints import Checkpoints
 from int8tile.finetune.interruption import Interruption
@@ -67,6 +67,9 @@ def perform(run: Run, source: Source, work: Path) -> dict[str, Any]:
     Returns:
         The file's content.
     """
+    made = read(run.file(source, work))
+    if made is not None:  # by another command with the same --work
+        return made
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         task = task_of(run, source, Path(folder))

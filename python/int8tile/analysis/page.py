@@ -146,7 +146,8 @@ def _distributions(report: Report) -> str:
         "variance of regular and outlier values apart, weighted, is at most that of all. Chi²: the "
         "divergence of the quantized distribution from the original, 0 if none, without the split "
         "\N{RIGHTWARDS ARROW} with it. HCR bound: the variance of |x| that is needed for such a "
-        "change to move its mean as far as it did.</p>"
+        "change to move its mean as far as it did. Both are of counts in bins, finer towards the "
+        "ends: what moves within a bin is not seen.</p>"
         f'<div class="wide"><table class="layers"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div></section>"
     )

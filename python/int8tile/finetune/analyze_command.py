@@ -55,7 +55,11 @@ def analyze(
     task: TaskOption = DEFAULTS.task,
     data: Annotated[
         Path | None,
-        what_option("--data", help="The task's files, as for finetune.", show_default="the hub"),
+        what_option(
+            "--data",
+            help="The task's files, as for finetune.",
+            show_default="the hub for GLUE and SQuAD",
+        ),
     ] = None,
     text_columns: TextColumnsOption = None,
     label_column: LabelColumnOption = None,

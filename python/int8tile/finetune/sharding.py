@@ -12,6 +12,8 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from int8tile.finetune.processes import Processes
 
+EPOCH_STEP = 1_000_003  # between the seeds of two epochs
+
 
 class TrainBatches(Sampler[list[int]]):
     """A process's share of each shuffled batch.
@@ -48,7 +50,9 @@ class TrainBatches(Sampler[list[int]]):
         return -(-self._examples // self._batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        order = self._order(torch.Generator().manual_seed(self._seed + self._epoch))
+        # No epoch of another small seed has this order.
+        seed = self._seed + EPOCH_STEP * self._epoch
+        order = self._order(torch.Generator().manual_seed(seed))
         for turn in range(len(self)):
             batch = self._batch(order, turn)
             yield list(self._processes.share(batch)) or list(batch[:1])  # of weight 0
