@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from accuracy_arms import BASELINE
 from accuracy_figures import (
@@ -61,6 +62,45 @@ def draw(table: str, found: Sequence[Row], folder: Path) -> list[Path]:
             plt.close(figure)
             files.append(path)
     return files
+
+
+def by_task(found: Sequence[Row]) -> Figure | None:
+    """Draw points lost under the largest stress: a group of bars per task that has all arms."""
+    train = select(found, kind=TRAIN)
+    arms = [arm for arm in names(train, "arm") if arm != BASELINE]
+    if not arms:
+        return None
+    place = {"kind": TRAIN, "stress": max(names(train, "stress"))}
+    groups = {
+        task: [mean(train, percent, arm=arm, task=task, **place) for arm in arms]
+        for task in TASK_NAMES
+    }
+    whole = {t: g for t, g in groups.items() if all(m.difference is not None for m in g)}
+    if not whole:
+        return None
+    figure, grid = new_figure(1, size=(8.0, 4.0))
+    axes, width = grid[0][0], 0.8 / len(arms)
+    for number, arm in enumerate(arms):
+        means = [group[number] for group in whole.values()]
+        at = [x + width * (number - (len(arms) - 1) / 2) for x in range(len(whole))]
+        heights = [m.difference for m in means]
+        errors = [or_nan(m.error) for m in means]
+        bars = axes.bar(at, heights, 0.94 * width, yerr=errors, capsize=2, color=ARM_COLORS[arm])
+        axes.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
+    labels = []
+    for task in whole:
+        base = mean(train, percent, arm=BASELINE, task=task, **place)
+        labels.append(f"{TASK_NAMES[task]}\nfloat32: {base.mean:.1f}, seeds: {base.count}")
+    axes.set_xticks(range(len(whole)), labels)
+    axes.tick_params(axis="x", length=0)
+    axes.axhline(0, color=ARM_COLORS[BASELINE], linewidth=1.2)
+    axes.margins(y=0.12)
+    title = f"injected outliers {stress_name(place['stress'])}; error bars: standard error"
+    finish(axes, title, "points against float32")
+    axes.grid(visible=False, axis="x")
+    handles = [Patch(color=ARM_COLORS[arm], label=arm) for arm in arms]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(arms), frameon=False)
+    return figure
 
 
 def by_stress(found: Sequence[Row]) -> Figure | None:
@@ -247,7 +287,7 @@ def _curve(axes: Axes, each: Sequence[Sequence[float | None]], style: Mapping[st
 
 Plot = Callable[[Sequence[Row]], Figure | None]
 PLOTS: Mapping[str, Mapping[str, Plot]] = {
-    "tasks": {"": by_stress},
+    "tasks": {"": by_stress, "_by_task": by_task},
     "fp8": {"": by_stress},
     "threshold": {"": thresholds},
     "scales": {"": bars},

@@ -258,6 +258,21 @@ def test_differences_are_paired_by_seed():
     assert (one.difference, one.error) == (pytest.approx(-1), None)
 
 
+def test_bars_are_of_tasks_that_have_every_arm_under_the_largest_stress():
+    from accuracy_plots import by_task
+
+    rows = [row("fp32", 0, 0.8), row("int8", 0, 0.7)]  # another stress
+    rows += [row(arm, s, m, stress=60) for s in (0, 1) for arm, m in (("fp32", 0.8), ("int8", 0.6))]
+    rows += [row("int8-split", s, 0.81, stress=60) for s in (0, 1)]
+    rows += [{**each, "task": "mrpc"} for each in rows if each["arm"] != "int8-split"]
+    (axes,) = by_task(rows).axes
+    heights = [bar.get_height() for bars in axes.containers[1::2] for bar in bars]
+    assert heights == pytest.approx([-20, 1])
+    (label,) = [each.get_text() for each in axes.get_xticklabels()]
+    assert label == "SST-2\nfloat32: 80.0, seeds: 2"
+    assert by_task([row("fp32", 0, 0.8)]) is None
+
+
 def test_the_mean_of_tasks_needs_all_of_them():
     from accuracy_summary import mean_of_tasks, percent
 
