@@ -22,7 +22,7 @@ TASK_NAMES = {
     **{"sst2": "SST-2", "mrpc": "MRPC", "rte": "RTE", "qnli": "QNLI", "squad": "SQuAD, F1"},
     "docstrings": "docstrings",
 }
-ARM_COLORS = {**COLORS, "int8-gain": "#009E73", "fp8": "#D55E00"}
+ARM_COLORS = {**COLORS, "fp8": "#7F7F7F"}
 STYLES = {"fp32": ":", "paper-int8": "--", "int8": "--"}  # without a split: not a whole line
 
 

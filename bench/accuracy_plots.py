@@ -40,6 +40,7 @@ from int8tile.finetune.report import COLORS
 
 DPI = 150
 PANELS_ACROSS = 3  # tasks beside each other
+YLABELS = {"smoothed": "loss", "gradient_norms": "norm"}
 
 
 def draw(table: str, found: Sequence[Row], folder: Path) -> list[Path]:
@@ -186,8 +187,15 @@ def thresholds(found: Sequence[Row]) -> Figure | None:
             if plain is not None:
                 axes.axhline(plain[0], color="black", linestyle="--", label="no split")
             finish(axes, f"{stress_name(stress)}: {title}", "", "gamma")
-    grid[0][0].legend(frameon=False, fontsize=8)
+            axes.title.set_fontsize(9)
+    _one_legend(figure, grid[0][0])
     return figure
+
+
+def _one_legend(figure: Figure, axes: Axes) -> None:
+    """Put the legend of one panel below all of them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
 
 
 def _gamma_line(axes: Axes, found: Mapping[float, Any], label: str, order: int) -> None:
@@ -243,8 +251,8 @@ def gains(found: Sequence[Row]) -> Figure | None:
         axes.set_xticks(range(len(stresses)), [stress_name(stress) for stress in stresses])
         finish(axes, title, "", "injected outliers")
         if axes.get_yscale() == "linear" and axes.get_ylim()[0] > 0:
-            axes.set_ylim(bottom=0)
-    grid.flat[0].legend(frameon=False, fontsize=8)
+            axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    _one_legend(figure, grid.flat[0])
     return figure
 
 
@@ -266,7 +274,8 @@ def curves(name: str, title: str, logarithmic: bool) -> Callable[[Sequence[Row]]
                 axes.set_yscale("log" if logarithmic else "linear")
                 task_name = TASK_NAMES[task].partition(",")[0]
                 last = "step" if stress == stresses[-1] else ""
-                finish(axes, f"{task_name}, {stress_name(stress)}", "", last)
+                ylabel = YLABELS[name] if task == tasks[0] else ""
+                finish(axes, f"{task_name}, {stress_name(stress)}", ylabel, last)
         legend_below(figure, arms)
         figure.suptitle(title)
         return figure
