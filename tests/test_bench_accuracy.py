@@ -258,6 +258,26 @@ def test_differences_are_paired_by_seed():
     assert (one.difference, one.error) == (pytest.approx(-1), None)
 
 
+def test_the_documented_recipes_are_those_in_use():
+    from accuracy_figures import TASK_NAMES
+    from accuracy_runs import RECIPES
+    from accuracy_specs import ALL_TASKS
+
+    text = (BENCH / "ACCURACY.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    for task in ALL_TASKS:
+        recipe, name = RECIPES[task], TASK_NAMES[task].partition(",")[0]
+        (row,) = [each for each in rows if len(each) == 8 and each[0] == name]
+        steps, batch, rate, tokens, grouped, *_ = row[1:]
+        assert (int(steps), int(batch), float(rate)) == (
+            recipe.steps,
+            recipe.batch_size,
+            recipe.lr,
+        )
+        assert int(tokens.split()[0]) == recipe.max_length
+        assert grouped == ("yes" if recipe.group_by_length else "no")
+
+
 def test_bars_are_of_tasks_that_have_every_arm_under_the_largest_stress():
     from accuracy_plots import by_task
 
