@@ -48,12 +48,6 @@ __global__ void gained_low_limbs_kernel(View<T> x, ScaleSource source, OutlierCo
   if (to.transposed) to.transposed[j * round_up(x.rows, kDepthAlign) + i] = limb;
 }
 
-ScaleSource scale_source(const OutlierColumns& outliers, const Quantization& how,
-                         const AbsmaxBits& absmax) {
-  return {absmax.regular, absmax.outlier, how.granularity == Granularity::kTensor ? 0 : 1,
-          how.scale, outliers.outlier_bits};
-}
-
 }  // namespace
 
 void quantize_gained_low_limbs(const MatrixView& x, const OutlierColumns& outliers,
@@ -63,7 +57,7 @@ void quantize_gained_low_limbs(const MatrixView& x, const OutlierColumns& outlie
   with_dtype(x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     launch(stream, gained_low_limbs_kernel<T>, linear_grid(x.rows * outliers.capacity),
-           dim3(kLinearThreads), 0, view_as<T>(x), scale_source(outliers, how, absmax), outliers,
+           dim3(kLinearThreads), 0, view_as<T>(x), scale_source(absmax, outliers, how), outliers,
            outlier_limit(outliers.outlier_bits), to);
   });
 }
@@ -72,7 +66,7 @@ void quantize_high_limbs(const MatrixView& x, const OutlierColumns& outliers,
                          const Quantization& how, const AbsmaxBits& absmax, int8_t* row_major,
                          int8_t* transposed, const Stream& stream) {
   if (x.rows == 0 || outliers.capacity == 0) return;
-  const ScaleSource source = scale_source(outliers, how, absmax);
+  const ScaleSource source = scale_source(absmax, outliers, how);
   with_dtype(x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (row_major) high_limbs<T, false>(x, source, outliers, row_major, stream);

@@ -151,12 +151,6 @@ void quantize_tiles(const MatrixView& x, TileJob job, const Quantization& how,
   });
 }
 
-ScaleSource scale_source(const AbsmaxBits& absmax, const OutlierColumns& outliers,
-                         const Quantization& how) {
-  return {absmax.regular, outliers.slot ? absmax.outlier : nullptr,
-          how.granularity == Granularity::kTensor ? 0 : 1, how.scale, outliers.outlier_bits};
-}
-
 }  // namespace
 
 void quantize_rows(const MatrixView& x, const float* fold, const OutlierColumns& outliers,

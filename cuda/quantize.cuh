@@ -37,6 +37,13 @@ struct AbsmaxBits {
   uint32_t* outlier = nullptr;  // null: no split
 };
 
+/// The scales of rows whose absmax was found with or without these outlier columns.
+inline ScaleSource scale_source(const AbsmaxBits& absmax, const OutlierColumns& outliers,
+                                const Quantization& how) {
+  return {absmax.regular, outliers.slot ? absmax.outlier : nullptr,
+          how.granularity == Granularity::kTensor ? 0 : 1, how.scale, outliers.outlier_bits};
+}
+
 /// Where integers go; null means not wanted. Rows have round_up(depth, 16) bytes and end in zeros.
 struct Int8Targets {
   int8_t* row_major = nullptr;   // [rows, round_up(cols, 16)]

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from helpers import DTYPES, array, expected_linear, same
-from int8tile import reference
+from int8tile import Int8TileConfig, reference
+from int8tile.nn import Int8Linear
 from test_cuda import SCALES, check_layer, each_rounding, layer
 
 COLUMNS = (3, 17, 40)
@@ -81,3 +82,25 @@ def test_a_packed_weight_is_multiplied_with_gains_and_stays_as_it_is(ops, granul
     )  # fmt: skip
     same(y, expected.output)
     assert torch.equal(packed, before)
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+@pytest.mark.usefixtures("emulated_layers")
+def test_a_layer_with_gains_trains(trained):
+    x, w, bias, g = stressed()
+    linear = torch.nn.Linear(w.shape[1], w.shape[0])
+    with torch.no_grad():
+        linear.weight.copy_(w)
+        linear.bias.copy_(bias)
+    linear.requires_grad_(trained)
+    layer = Int8Linear.from_linear(linear, Int8TileConfig(outlier_gain=True))
+    expected = expected_linear(x, w, bias, g, outlier_gain=True)
+    for _ in range(2):  # a frozen weight is packed once
+        x.requires_grad_().grad = None
+        layer.zero_grad(set_to_none=True)
+        y = layer(x)
+        y.backward(g)
+        same(y.detach(), expected.output)
+        same(x.grad, expected.grad_input)
+        if trained:
+            same(layer.weight.grad, expected.grad_weight)

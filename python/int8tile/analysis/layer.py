@@ -79,7 +79,8 @@ class LayerStatistics:
         magnitude = x.float().abs()
         absmax = magnitude.amax(0)
         finite = bool(absmax.isfinite().all())
-        if not (finite and weight.isfinite().all()):
+        usable = finite and bool(weight.isfinite().all())
+        if not usable:
             self.nonfinite += 1
         if not finite:  # as detection does
             absmax = torch.where(magnitude.isfinite(), magnitude, 0).amax(0)
@@ -89,7 +90,7 @@ class LayerStatistics:
         chosen = self.calls % self.options.every == 0
         self.calls += 1
         self.tokens += len(x)
-        if chosen and finite and weight.isfinite().all():
+        if chosen and usable:
             self.measured += 1
             self._measure(x, weight, absmax > self.gamma, counts)
 
