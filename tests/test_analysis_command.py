@@ -107,7 +107,9 @@ def test_the_report_is_json_of_a_known_shape(run):
         assert layer["variance"]["within"] <= layer["variance"]["total"] * (1 + 1e-9)
         for arm in layer["distortion"].values():
             assert 0 <= arm["hcr_bound"] <= arm["variance"] * (1 + 1e-9)
-            assert arm["chi_square"] >= 0
+            assert 0 <= arm["sensitivity"] <= arm["chi_square"] * (1 + 1e-9)
+        for share in layer["saturation"].values():
+            assert 0 < share < 0.05  # at least the largest value of a row is at its limit
         assert Int8TileConfig(**layer["config"]) == Int8TileConfig(threshold=6.0, outlier_bits=11)
         assert "absmax" not in layer
     configs = content["recommendation"]["config"]

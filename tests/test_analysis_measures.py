@@ -13,6 +13,7 @@ from int8tile.analysis import (
     chi_square_divergence,
     hammersley_chapman_robbins,
     mixture_variance,
+    tukey_sensitivity,
 )
 from int8tile.analysis.bins import EQUAL_BINS, SAMPLE, Distortion, MagnitudeHistogram
 from int8tile.analysis.columns import OutlierColumns
@@ -166,6 +167,25 @@ def test_hcr_never_exceeds_the_variance(rng):
         assert hammersley_chapman_robbins(p, q, t) <= variance_of(p, t) * (1 + 1e-12)
 
 
+def test_tukeys_leverage_and_sensitivity_of_a_coin():
+    # The mean of a coin moves from 0.3 to 0.6; its variance is 0.21.
+    leverage, sensitivity = tukey_sensitivity([0.7, 0.3], [0.4, 0.6], [0, 1])
+    assert leverage == pytest.approx(0.3)
+    assert sensitivity == pytest.approx(0.3**2 / 0.21)
+    assert tukey_sensitivity([0.7, 0.3], [0.4, 0.6], [1, 0])[0] == pytest.approx(-0.3)
+    assert tukey_sensitivity([0.7, 0.3], [0.4, 0.6], [2, 2]) == pytest.approx((0, 0))
+
+
+def test_sensitivity_never_exceeds_the_information(rng):
+    for _ in range(50):
+        p, q, t = rng.uniform(0.01, 1, 9), rng.uniform(0, 1, 9), rng.normal(size=9)
+        _, sensitivity = tukey_sensitivity(p, q, t)
+        assert 0 < sensitivity <= chi_square_divergence(p, q) * (1 + 1e-12)
+    best = q / q.sum() / (p / p.sum())  # the likelihood ratio reaches it
+    _, sensitivity = tukey_sensitivity(p, q, best)
+    assert sensitivity == pytest.approx(chi_square_divergence(p, q))
+
+
 def test_hcr_says_nothing_of_equal_or_disjoint_distributions():
     assert hammersley_chapman_robbins([1, 1], [1, 1], [0, 1]) == 0
     assert hammersley_chapman_robbins([1, 0], [0, 1], [0, 1]) == 0
@@ -217,7 +237,8 @@ def test_distortion_of_nothing_changed_is_zero(rng):
     assert distortion.measures("same") is None
     distortion.add(x, {"same": x})
     distortion.add(x * 1.5, {"same": x * 1.5})
-    assert distortion.measures("same")[:2] == (0, 0)
+    same = distortion.measures("same")
+    assert (same.chi_square, same.hcr_bound, same.leverage, same.sensitivity) == (0, 0, 0, 0)
 
 
 def test_distortion_by_a_grid_too_coarse(rng):
@@ -226,10 +247,12 @@ def test_distortion_by_a_grid_too_coarse(rng):
     arms = {"zero": x * 0, "coarse": x.round(), "fine": (x * 64).round() / 64}
     distortion.add(x, arms)
     zero, coarse, fine = (distortion.measures(name) for name in arms)
-    assert zero[0] == pytest.approx(EQUAL_BINS - 1, rel=0.01)  # all in one of equal bins
-    assert zero[0] > coarse[0] > 10 * fine[0] > 0
-    for _, bound, variance in (zero, coarse, fine):
-        assert 0 <= bound <= variance
+    assert zero.chi_square == pytest.approx(EQUAL_BINS - 1, rel=0.01)  # all in one of equal bins
+    assert zero.chi_square > coarse.chi_square > 10 * fine.chi_square > 0
+    for change in (zero, coarse, fine):
+        assert 0 <= change.hcr_bound <= change.variance
+        assert 0 <= change.sensitivity <= change.chi_square
+    assert zero.leverage == pytest.approx(-float(x.abs().mean()), rel=0.05)  # all magnitude lost
 
 
 def test_outliers_that_are_clipped_are_seen():
@@ -237,10 +260,11 @@ def test_outliers_that_are_clipped_are_seen():
     x[:, :2] *= 30
     distortion = Distortion(("clipped", "same"))
     distortion.add(x, {"clipped": x.clamp(-3, 3), "same": x})
-    assert distortion.measures("same")[0] == 0
-    chi_square, bound, _ = distortion.measures("clipped")
-    assert chi_square > 0.01
-    assert bound > 0
+    assert distortion.measures("same").chi_square == 0
+    clipped = distortion.measures("clipped")
+    assert clipped.chi_square > 0.01
+    assert clipped.hcr_bound > 0
+    assert clipped.leverage < 0
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -260,11 +284,13 @@ def test_distortion_takes_ties_and_values_below_the_first_call():
     x = torch.tensor([0.0] * 50 + [1.0] * 50)
     distortion = Distortion(("half",))
     distortion.add(x, {"half": x / 2})
-    divergence, bound, variance = distortion.measures("half")
-    assert divergence == pytest.approx(1)  # p = (1/2, 1/2), q = (1, 0)
-    assert bound == pytest.approx(variance) == pytest.approx(0.25)
+    half = distortion.measures("half")
+    assert half.chi_square == pytest.approx(1)  # p = (1/2, 1/2), q = (1, 0)
+    assert half.hcr_bound == pytest.approx(half.variance) == pytest.approx(0.25)
+    assert half.leverage == pytest.approx(-0.5)  # all of |x| now counts as 0, half was 1
+    assert half.sensitivity == pytest.approx(1)
     distortion.add(x - 5, {"half": x - 9})
-    assert math.isfinite(distortion.measures("half")[0])
+    assert math.isfinite(distortion.measures("half").chi_square)
 
 
 def test_distortion_samples_with_a_generator_of_its_own():

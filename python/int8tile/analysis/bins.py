@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,6 +11,7 @@ import torch
 from int8tile.analysis.divergence import (
     chi_square_divergence,
     hammersley_chapman_robbins,
+    tukey_sensitivity,
     variance_of,
 )
 
@@ -45,6 +48,25 @@ class MagnitudeHistogram:
         first, last = (int(used[0]), int(used[-1])) if len(used) else (4, 3)
         edges = np.arange(first, last + 2, dtype=np.uint32) << np.uint32(_DROPPED_BITS)
         return edges.view(np.float32), counts[first : last + 1]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of a distribution, seen in bins; the statistic T is |x|.
+
+    Args:
+        chi_square: chi-square divergence from the original; 0: none.
+        hcr_bound: the least variance of T that lets its mean move as far as it did.
+        variance: of T.
+        leverage: how far the mean of T moved, in the unit of x.
+        sensitivity: the square of the leverage over the variance; at most chi_square.
+    """
+
+    chi_square: float
+    hcr_bound: float
+    variance: float
+    leverage: float
+    sensitivity: float
 
 
 def _ranks(count: int) -> torch.Tensor:
@@ -99,17 +121,15 @@ class Distortion:
         assert self._edges is not None
         return torch.bucketize(values, self._edges, right=True)
 
-    def measures(self, name: str) -> tuple[float, float, float] | None:
-        """Chi-square divergence, HCR bound, and the variance it bounds; None before any call.
-
-        The statistic of the bound is |x|, averaged over x in each bin.
-        """
+    def measures(self, name: str) -> Change | None:
+        """The change under a name, by |x| averaged over x in each bin; None before any call."""
         if self._edges is None:
             return None
         p, q = self._original.numpy(), self._counts[name].numpy()
         statistic = self._magnitudes.numpy() / np.maximum(p, 1)
-        return (
+        return Change(
             chi_square_divergence(p, q),
             hammersley_chapman_robbins(p, q, statistic),
             variance_of(p, statistic),
+            *tukey_sensitivity(p, q, statistic),
         )

@@ -11,13 +11,14 @@ from torch import nn
 from int8tile.analysis.bins import Distortion, MagnitudeHistogram
 from int8tile.analysis.columns import OutlierColumns
 from int8tile.analysis.divergence import Moments
-from int8tile.analysis.measures import Cosine, SignalToNoise
+from int8tile.analysis.measures import Cosine, Share, SignalToNoise
 from int8tile.analysis.options import Options
 from int8tile.config import Int8TileConfig
 from int8tile.ops import checks
 
 DEFAULT_GAMMA = Int8TileConfig().threshold or 0.0
 PLAIN, SPLIT = "plain", "split"
+INT8_MAX = 127
 GAIN = (None, None, True)  # arguments of int8tile::linear_forward and linear_forward_only
 Saved = list[torch.Tensor]  # what int8tile::linear_forward keeps for backward
 
@@ -44,6 +45,7 @@ class LayerStatistics:
         self.calls = self.tokens = self.measured = self.measured_gradients = self.nonfinite = 0
         self.histogram = MagnitudeHistogram()
         self.distortion = Distortion((PLAIN, SPLIT))
+        self.saturation = {PLAIN: Share(), SPLIT: Share()}
         self.regular, self.outlier = Moments(), Moments()
         self.snr = {
             name: SignalToNoise()
@@ -101,23 +103,37 @@ class LayerStatistics:
         self.histogram.add(x)
         self.outlier.add(x[:, above])
         self.regular.add(x[:, ~above])
-        plain, split = self._input(x, self._plain), self._input(x, self.config.split)
-        self.distortion.add(x, {PLAIN: plain, SPLIT: split})
-        self.snr["x_plain"].add(x, plain)
-        self.snr["x_split"].add(x, split)
+        arms = {PLAIN: self._input(x, PLAIN), SPLIT: self._input(x, SPLIT)}
+        self.distortion.add(x, arms)
+        for arm, values in arms.items():
+            self.snr[f"x_{arm}"].add(x, values)
         q, scale = torch.ops.int8tile.quantize(weight, None, *self._scales)
         self.snr["weight"].add(weight, q.float() * scale[:, None])
         self._measure_output(x, weight, counts)
 
-    def _input(self, x: torch.Tensor, split: tuple[float | None, int, int | None]) -> torch.Tensor:
+    def _input(self, x: torch.Tensor, arm: str) -> torch.Tensor:
         """x as the layer multiplies it (but for gains), [m, k] float32."""
+        split = self._plain if arm == PLAIN else self.config.split
         q, high, low, scale, index, _ = torch.ops.int8tile.quantize_split(x, *split, *self._scales)
         values: torch.Tensor = q.float()
         used = index >= 0
         limbs = 128 * high[:, used].float() + low[:, used].float()
+        at_limit = int((q.abs() == INT8_MAX).sum()) + self._at_limit(limbs)
+        self.saturation[arm].add(at_limit, x.numel())
         values[:, index[used].long()] = limbs
         real: torch.Tensor = values * scale[:, None]
         return real
+
+    def _at_limit(self, limbs: torch.Tensor) -> int:
+        """Count values [m, outliers] that are the largest of their step, a power of two a row."""
+        if not limbs.numel():
+            return 0
+        dims = (0, 1) if self.config.granularity == "tensor" else (1,)
+        largest = limbs.abs().amax(dims, keepdim=True)
+        bits = self.config.outlier_bits - 1
+        dropped = (torch.frexp(largest).exponent - bits).clamp(min=0)
+        limit = torch.ldexp(torch.full_like(largest, 2**bits - 1), dropped)
+        return int((limbs.abs() == limit).sum())
 
     def _measure_output(
         self, x: torch.Tensor, weight: torch.Tensor, counts: dict[float, int]

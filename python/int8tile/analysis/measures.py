@@ -1,4 +1,4 @@
-"""Signal-to-noise ratio and cosine, kept as sums that batches add to."""
+"""Signal-to-noise ratio, cosine and shares, kept as sums that batches add to."""
 
 from __future__ import annotations
 
@@ -45,6 +45,24 @@ class SignalToNoise:
         if not math.isfinite(self.noise):
             return -math.inf
         return math.inf if self.noise == 0 else 10 * math.log10(self.signal / self.noise)
+
+
+@dataclass
+class Share:
+    """A share of values, to which each batch adds its count."""
+
+    count: int = 0
+    of: int = 0
+
+    def add(self, count: int, of: int) -> None:
+        """Add a batch: `count` of `of` values."""
+        self.count += count
+        self.of += of
+
+    @property
+    def value(self) -> float | None:
+        """The share, 0..1; None of nothing."""
+        return self.count / self.of if self.of else None
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import int8tile
@@ -33,6 +33,7 @@ def write(report: Report, file: Path, order: Sequence[str]) -> None:
         _recommendation(report),
         *map(_figure, draw(report, order)),
         _table(report),
+        _bits(report),
         _distributions(report),
         _notes(report),
     ]
@@ -131,41 +132,77 @@ def _row(layer: LayerReport) -> str:
 
 
 def _distributions(report: Report) -> str:
-    names = ["layer", "outlier values", "of sum x²", "variance, parts", "variance, all"]
-    names += ["chi²", "HCR bound", "of variance"]
-    heads = "".join(f"<th>{_text(name)}</th>" for name in names)
-    rows = "".join(
-        f"<tr><th>{_text(layer.name or '(root)')}</th>"
-        + "".join(f"<td>{_text(cell)}</td>" for cell in _distribution(layer))
-        + "</tr>"
-        for layer in report.layers.values()
+    names = ["outlier values", "of sum x²", "at the limit", "variance, parts", "variance, all"]
+    names += ["chi²", "HCR bound", "of variance", "leverage", "sensitivity"]
+    text = (
+        "Values in outlier columns: their share, and their share of the sum of squares. At the "
+        "limit: values that became the largest integer of their part. The variance of regular and "
+        "outlier values apart, weighted, is at most that of all. Chi²: the divergence of the "
+        "quantized distribution from the original, 0 if none, without the split "
+        f"{ARROW.strip()} with it. HCR bound: the variance of |x| that is needed for such a "
+        "change to move its mean as far as it did. Leverage: how far that is. Sensitivity: its "
+        "square over the variance of |x|, at most chi². All are of counts in bins, finer towards "
+        "the ends: what moves within a bin is not seen."
     )
-    return (
-        "<section><h2>Distribution of the inputs</h2>"
-        "<p>Values in outlier columns: their share, and their share of the sum of squares. The "
-        "variance of regular and outlier values apart, weighted, is at most that of all. Chi²: the "
-        "divergence of the quantized distribution from the original, 0 if none, without the split "
-        "\N{RIGHTWARDS ARROW} with it. HCR bound: the variance of |x| that is needed for such a "
-        "change to move its mean as far as it did. Both are of counts in bins, finer towards the "
-        "ends: what moves within a bin is not seen.</p>"
-        f'<div class="wide"><table class="layers"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div></section>"
-    )
+    rows = {layer.name: _distribution(layer) for layer in report.layers.values()}
+    return _section("Distribution of the inputs", text, names, rows)
 
 
 def _distribution(layer: LayerReport) -> list[str]:
     variance = layer.variance
-    arms = [layer.distortion[arm] for arm in ("plain", "split")]
-    known = [arm for arm in arms if arm is not None]
+    known = [arm for arm in layer.distortion.values() if arm is not None]
+
+    def pair(name: str) -> str:
+        return ARROW.join(f"{arm[name]:.2g}" for arm in known) or "-"
+
     return [
         f"{variance['outlier_share']:.2%}",
         f"{layer.outlier_energy:.1%}",
+        ARROW.join(f"{share:.2%}" for share in layer.saturation.values() if share is not None)
+        or "-",
         f"{variance['within']:.4g}",
         f"{variance['total']:.4g}",
-        ARROW.join(f"{arm['chi_square']:.2g}" for arm in known) or "-",
-        ARROW.join(f"{arm['hcr_bound']:.2g}" for arm in known) or "-",
+        pair("chi_square"),
+        pair("hcr_bound"),
         f"{known[0]['variance']:.3g}" if known else "-",
+        pair("leverage"),
+        pair("sensitivity"),
     ]
+
+
+def _bits(report: Report) -> str:
+    bits = sorted({each for layer in report.layers.values() for each in layer.bits_db})
+    names = ["no split", *(f"{each} bits" for each in bits), "outlier_gain"]
+    text = (
+        "Signal-to-noise ratio of the output y in dB at the layer's gamma, by the significant bits "
+        "of an outlier value, and with outlier_gain at the configured bits. 9 to 15 bits take the "
+        "same two limbs and the same time."
+    )
+    rows = {
+        layer.name: [
+            decibels(layer.snr_db["y_plain"]),
+            *(decibels(layer.bits_db.get(each)) for each in bits),
+            decibels(layer.snr_db["y_gain"]),
+        ]
+        for layer in report.layers.values()
+    }
+    return _section("Outlier bits and gains", text, names, rows)
+
+
+def _section(title: str, text: str, names: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """A table with a row of cells for each layer."""
+    heads = "".join(f"<th>{_text(name)}</th>" for name in ("layer", *names))
+    body = "".join(
+        f"<tr><th>{_text(name or '(root)')}</th>"
+        + "".join(f"<td>{_text(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, cells in rows.items()
+    )
+    return (
+        f"<section><h2>{_text(title)}</h2><p>{_text(text)}</p>"
+        f'<div class="wide"><table class="layers"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></section>"
+    )
 
 
 def _notes(report: Report) -> str:

@@ -80,8 +80,10 @@ class LayerReport:
         thresholds: the output at each threshold, without a split first.
         bits_db: dB of the output by the bits of an outlier value.
         variance: both sides of the mixture-variance inequality.
-        distortion: chi-square divergence, HCR bound and the variance it bounds; of x without and
-            with the split.
+        distortion: chi-square divergence, HCR bound and the variance it bounds, Tukey's leverage
+            and sensitivity; of x without and with the split.
+        saturation: share of x's values at the largest integer of their part, without and with the
+            split. Scales cover the largest value, so that only what shares a row's end is there.
         verdict: whether int8 or float32 is expected to be faster for so many tokens; empty for a
             layer that is not on the CPU.
         absmax: [k] of each column over all calls; not in report.json.
@@ -114,6 +116,7 @@ class LayerReport:
     bits_db: dict[int, float | None]
     variance: dict[str, float]
     distortion: dict[str, dict[str, float] | None]
+    saturation: dict[str, float | None]
     verdict: str
     absmax: npt.NDArray[np.float32] = field(repr=False)
     histogram: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] = field(repr=False)
@@ -253,6 +256,7 @@ def _layer(name: str, module: nn.Linear, seen: LayerStatistics) -> LayerReport:
         bits_db={bits: each.db for bits, each in seen.y_by_bits.items()},
         variance=asdict(mixture_variance(seen.regular, seen.outlier)),
         distortion={arm: _distortion(seen, arm) for arm in (PLAIN, SPLIT)},
+        saturation={arm: each.value for arm, each in seen.saturation.items()},
         verdict=_verdict(tokens, module),
         absmax=seen.absmax.numpy().copy(),
         histogram=seen.histogram.bars(),
@@ -272,7 +276,5 @@ def _threshold(seen: LayerStatistics, threshold: float) -> ThresholdResult:
 
 
 def _distortion(seen: LayerStatistics, arm: str) -> dict[str, float] | None:
-    measures = seen.distortion.measures(arm)
-    if measures is None:
-        return None
-    return dict(zip(("chi_square", "hcr_bound", "variance"), measures, strict=True))
+    change = seen.distortion.measures(arm)
+    return None if change is None else asdict(change)
