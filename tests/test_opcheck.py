@@ -7,6 +7,9 @@ from helpers import DTYPES, PAPER, SEED, activations, dtype_name, randn
 
 ops = torch.ops.int8tile
 
+# Said by torch 2.14 of its own look at an argument.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
 # Without the comparison of traced with eager values and gradients: `linear` draws its own seed, and
 # the raw ops have no gradient of their own (they are what autograd is made of).
 WITHOUT_VALUES = ("test_schema", "test_autograd_registration", "test_faketensor")

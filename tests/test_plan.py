@@ -250,6 +250,15 @@ def test_the_verdict_names_its_reason(shape, verdict, dot_product):
     assert re.match(re.escape(verdict), plan(*shape, isa=dot_product).verdict)
 
 
+def test_a_weight_of_one_kind_has_a_reason_of_its_own(dot_product):
+    small, few, large = (
+        plan(*s, isa=dot_product) for s in ((8, 64, 64), (16, 768, 768), (4096,) * 3)
+    )
+    assert small.why_float(True) == small.why_float(False) != ""
+    assert few.why_float(False).startswith("with fewer than 32 tokens, quantizing the weight")
+    assert few.why_float(True) == large.why_float(True) == large.why_float(False) == ""
+
+
 def test_a_verdict_on_a_trained_weight_also_speaks_of_a_frozen_one(dot_product):
     text = plan(16, 768, 768, isa=dot_product).verdict
     assert text.endswith("; where it is frozen, int8 is expected to be faster")

@@ -92,8 +92,10 @@ print(json.dumps(found))
 """
 
 
-def save_more_tasks(folder):
+@pytest.fixture(scope="module")
+def tasks(undropped):
     """STS-B, whose loss the Trainer would scale, and SQuAD with contexts of several windows."""
+    folder = undropped
     (folder / "stsb").mkdir()
     rows = "".join(f"a film of {i}\tthe film {i % 7}\t{i % 6}\n" for i in range(69))
     for stem in ("train", "dev"):
@@ -108,12 +110,12 @@ def save_more_tasks(folder):
     data = {"data": [{"title": "t", "paragraphs": [{"context": context, "qas": questions}]}]}
     for stem in ("train", "dev"):
         (folder / "squad" / f"{stem}.json").write_text(json.dumps(data))
+    return folder
 
 
-def test_every_task_is_trained_and_evaluated_as_by_one(undropped, tmp_path):
-    save_more_tasks(undropped)
-    alone = call("-c", SEVERAL, str(undropped), str(tmp_path / "alone"), script=[])
-    pair = start_two("-c", SEVERAL, str(undropped), str(tmp_path / "pair"))
+def test_every_task_is_trained_and_evaluated_as_by_one(tasks, tmp_path):
+    alone = call("-c", SEVERAL, str(tasks), str(tmp_path / "alone"), script=[])
+    pair = start_two("-c", SEVERAL, str(tasks), str(tmp_path / "pair"))
     texts = [process.communicate(timeout=100)[0] for process in pair]
     assert [process.returncode for process in pair] == [0, 0]
     exact, *both = (json.loads(text) for text in (alone.stdout, *texts))
@@ -270,10 +272,8 @@ def test_grouped_batches_hold_every_example_once_and_little_padding():
 
 
 @pytest.mark.parametrize("task", ["sst2", "squad"])
-def test_grouped_batches_evaluate_the_same(undropped, tmp_path, task):
-    if task == "squad":
-        save_more_tasks(undropped)
-    common = {"model": str(undropped / "bert"), "task": task, "data": undropped / task}
+def test_grouped_batches_evaluate_the_same(tasks, tmp_path, task):
+    common = {"model": str(tasks / "bert"), "task": task, "data": tasks / task}
     common |= {"arms": ("fp32",), "max_steps": 1, "lr": 1e-30, "max_length": 40, "threads": 1}
     plain, grouped = (
         run(Settings(**common, group_by_length=each, output=tmp_path / str(each))).arms["fp32"]

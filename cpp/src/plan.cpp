@@ -45,6 +45,10 @@ constexpr double kFrozenWork = 1 << 23;  // multiply-adds
 constexpr double kLargeWeight = 1 << 20;
 constexpr const char* kFloatWins = "float32 is expected to be as fast or faster";
 
+std::string no_dot_product(const Kernel& kernel) {
+  return concat("the ", kernel.name, " kernel has no int8 dot-product instruction");
+}
+
 int64_t most_outliers(int64_t depth) {
   return std::max<int64_t>(0, (kAccumulatorLimit - depth * kRegularProduct) / kOutlierProduct);
 }
@@ -121,22 +125,27 @@ GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k, int64_t capacity, int outlie
 }
 
 std::string kernel_verdict(const Kernel& kernel) {
-  if (has_dot_product(kernel)) return {};
-  return concat(kFloatWins, ": the ", kernel.name, " kernel has no int8 dot-product instruction");
+  return has_dot_product(kernel) ? "" : concat(kFloatWins, ": ", no_dot_product(kernel));
 }
 
-std::string GemmPlan::verdict() const {
-  if (std::string why = kernel_verdict(*cpu.kernel); !why.empty()) return why;
+std::string GemmPlan::why_float(bool frozen) const {
+  if (!has_dot_product(*cpu.kernel)) return no_dot_product(*cpu.kernel);
   const double weights = static_cast<double>(n) * static_cast<double>(k);
   const double work = static_cast<double>(m) * weights;
   if (m == 0 || (work < kFrozenWork && weights < kLargeWeight))
-    return concat(kFloatWins, ": the call's own overhead outweighs so small a product");
-  if (m < kTrainedTokens || work < kTrainedWork)
-    return concat(kFloatWins, " while the weight is trained: with ",
-                  m < kTrainedTokens ? concat("fewer than ", kTrainedTokens, " tokens")
-                                     : "so small a product",
-                  ", quantizing it in every call costs more than int8 saves; "
-                  "where it is frozen, int8 is expected to be faster");
+    return "the call's own overhead outweighs so small a product";
+  if (frozen || (m >= kTrainedTokens && work >= kTrainedWork)) return {};
+  return concat(
+      "with ",
+      m < kTrainedTokens ? concat("fewer than ", kTrainedTokens, " tokens") : "so small a product",
+      ", quantizing the weight in every call costs more than int8 saves");
+}
+
+std::string GemmPlan::verdict() const {
+  if (const std::string why = why_float(true); !why.empty()) return concat(kFloatWins, ": ", why);
+  if (const std::string why = why_float(false); !why.empty())
+    return concat(kFloatWins, " while the weight is trained: ", why,
+                  "; where it is frozen, int8 is expected to be faster");
   return "int8 is expected to be faster than float32";
 }
 

@@ -298,6 +298,7 @@ PYBIND11_MODULE(_core, m) {
                                                      tile_shape(*p.cpu.kernel).columns);
                              })
       .def_property_readonly("verdict", &GemmPlan::verdict)
+      .def("why_float", &GemmPlan::why_float, py::arg("frozen"))
       .def("text", &GemmPlan::text, py::arg("with_verdict") = true)
       .def("__str__", [](const GemmPlan& p) { return p.text(); });
 

@@ -40,6 +40,8 @@ struct GemmPlan {
   /// Whether int8 or float32 is expected to be faster, and why. The plan is taken for the forward
   /// product of a layer: m tokens, and b the weight, which is quantised in every call if trained.
   std::string verdict() const;
+  /// Why float32 is expected to be as fast, for a weight of one kind; empty where int8 is faster.
+  std::string why_float(bool frozen) const;
   /// The plan in lines; without the verdict for a product that is not a layer's forward.
   std::string text(bool with_verdict = true) const;
 };

@@ -13,7 +13,6 @@ from int8tile.analysis.divergence import (
     chi_square_divergence,
     hammersley_chapman_robbins,
     mixture_variance,
-    tukey_sensitivity,
 )
 from int8tile.analysis.measures import Cosine, SignalToNoise
 from int8tile.analysis.recommend import Recommendation, recommend
@@ -34,5 +33,4 @@ __all__ = [
     "mixture_variance",
     "recommend",
     "record",
-    "tukey_sensitivity",
 ]

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 
 from int8tile.analysis.divergence import (
+    Moments,
     chi_square_divergence,
     hammersley_chapman_robbins,
-    tukey_sensitivity,
     variance_of,
 )
 
@@ -52,19 +52,21 @@ class MagnitudeHistogram:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of a distribution, seen in bins; the statistic T is |x|.
+    """What became of a distribution; the statistic T is |x|.
 
     Args:
-        chi_square: chi-square divergence from the original; 0: none.
-        hcr_bound: the least variance of T that lets its mean move as far as it did.
-        variance: of T.
-        leverage: how far the mean of T moved, in the unit of x.
-        sensitivity: the square of the leverage over the variance; at most chi_square.
+        chi_square: chi-square divergence of the counts in bins; 0: none.
+        hcr_bound: the least variance of T, averaged in each bin, that lets its mean move as far as
+            the counts say; see `hammersley_chapman_robbins`.
+        binned_variance: the variance that this bounds.
+        leverage: how far the mean of T moved, of the values themselves, in the unit of x.
+        sensitivity: leverage**2 / var T; both after Tukey, "Which part of the sample contains the
+            information?", PNAS 53 (1965).
     """
 
     chi_square: float
     hcr_bound: float
-    variance: float
+    binned_variance: float
     leverage: float
     sensitivity: float
 
@@ -80,12 +82,14 @@ def _ranks(count: int) -> torch.Tensor:
 
 
 class Distortion:
-    """How quantisation changes the distribution of x, in bins that hold equal shares of x.
+    """How quantisation changes the distribution of x, under several names.
 
-    Towards both ends the shares get smaller, so that outliers are not all in one bin. The bins
-    come from the first call, so that the original fills each of them and the divergence is finite.
-    What moves within a bin is not seen. Each call gives at most `SAMPLE` values, drawn with a
-    generator of its own.
+    Counts are in bins that hold equal shares of x, and smaller ones towards both ends, so that
+    outliers are not all in one. No bin is narrower than a step of the quantiser: into a narrower
+    one values come by rounding alone. The bins come from the first call whose values differ, so
+    that the original fills each of them and the divergence is finite; a call without two values is
+    left out until then. What moves within a bin is not seen. Each call gives at most `SAMPLE`
+    values to the bins, drawn with a generator of its own.
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -94,22 +98,27 @@ class Distortion:
         self._counts = {name: torch.zeros(0, dtype=torch.int64) for name in names}
         self._original = torch.zeros(0, dtype=torch.int64)
         self._magnitudes = torch.zeros(0, dtype=torch.float64)
+        self._moments = Moments()
+        self._quantised = {name: Moments() for name in names}
 
-    def add(self, exact: torch.Tensor, quantised: dict[str, torch.Tensor]) -> None:
-        """Add a call: x, and under each name what became of it."""
+    def add(self, exact: torch.Tensor, quantised: dict[str, torch.Tensor], step: float) -> None:
+        """Add a call.
+
+        Args:
+            exact: x.
+            quantised: under each name what became of it.
+            step: the distance of neighbouring integers in the unit of x.
+        """
+        self._moments.add(exact.abs())
+        for name, values in quantised.items():
+            self._quantised[name].add(values.abs())
         positions = torch.arange(exact.numel())
         if exact.numel() > SAMPLE:
             positions = torch.randint(exact.numel(), (SAMPLE,), generator=self._generator)
         positions = positions.to(exact.device)
         x = exact.flatten()[positions].float()
-        if self._edges is None:
-            ordered = x.sort().values
-            edges = torch.unique(ordered[_ranks(len(x)).to(x.device)])
-            self._edges = edges[edges > ordered[0]]  # or nothing would lie below the first
-            bins = len(self._edges) + 1
-            self._counts = {n: torch.zeros(bins, dtype=torch.int64) for n in self._counts}
-            self._original = torch.zeros(bins, dtype=torch.int64)
-            self._magnitudes = torch.zeros(bins, dtype=torch.float64)
+        if self._edges is None and not self._start(x, step):
+            return
         where, bins = self._bin(x), len(self._original)
         self._original += torch.bincount(where, minlength=bins).cpu()
         self._magnitudes += torch.bincount(where, x.abs().double(), bins).cpu()
@@ -117,19 +126,39 @@ class Distortion:
             here = self._bin(values.flatten()[positions].float())
             self._counts[name] += torch.bincount(here, minlength=bins).cpu()
 
+    def _start(self, x: torch.Tensor, step: float) -> bool:
+        """Choose the bins; whether x gives any."""
+        ordered = x.sort().values
+        edges: list[float] = []
+        last = float(ordered[0])
+        for edge in ordered[_ranks(len(x)).to(x.device)].tolist():
+            if edge > last and edge - last >= step:
+                edges.append(edge)
+                last = edge
+        if not edges:
+            return False
+        self._edges = torch.tensor(edges, device=x.device)
+        bins = len(edges) + 1
+        self._counts = {n: torch.zeros(bins, dtype=torch.int64) for n in self._counts}
+        self._original = torch.zeros(bins, dtype=torch.int64)
+        self._magnitudes = torch.zeros(bins, dtype=torch.float64)
+        return True
+
     def _bin(self, values: torch.Tensor) -> torch.Tensor:
         assert self._edges is not None
         return torch.bucketize(values, self._edges, right=True)
 
     def measures(self, name: str) -> Change | None:
-        """The change under a name, by |x| averaged over x in each bin; None before any call."""
+        """The change under a name; None before any call that fills two bins."""
         if self._edges is None:
             return None
         p, q = self._original.numpy(), self._counts[name].numpy()
         statistic = self._magnitudes.numpy() / np.maximum(p, 1)
+        leverage = self._quantised[name].mean - self._moments.mean
         return Change(
             chi_square_divergence(p, q),
             hammersley_chapman_robbins(p, q, statistic),
             variance_of(p, statistic),
-            *tukey_sensitivity(p, q, statistic),
+            leverage,
+            leverage**2 / self._moments.variance if self._moments.variance else 0.0,
         )

@@ -144,35 +144,8 @@ def hammersley_chapman_robbins(
     divergence = chi_square_divergence(p, q)
     if divergence == 0 or divergence == np.inf:
         return 0.0
-    leverage, _ = tukey_sensitivity(p, q, statistic)
-    return leverage**2 / divergence
-
-
-def tukey_sensitivity(
-    p: npt.ArrayLike, q: npt.ArrayLike, statistic: npt.ArrayLike
-) -> tuple[float, float]:
-    """Tukey's leverage and linear sensitivity of a statistic to a change from p towards q.
-
-        leverage = d/dt E[T] under (1 - t) p + t q = E_q T - E_p T
-        sensitivity = leverage**2 / var_p T
-
-    How far the change moves the mean of T, and the same beside T's own spread. The sensitivity is
-    at most chi2(q || p), the Fisher information of t at t = 0: the Hammersley-Chapman-Robbins bound
-    read for the statistic instead of its variance.
-
-    Args:
-        p: [bins] weights of the original distribution.
-        q: [bins] weights of the other distribution.
-        statistic: [bins] value of T in each bin.
-
-    Returns:
-        The leverage in the unit of T, and the sensitivity; 0 for a statistic that does not vary.
-
-    Source: Tukey, "Which part of the sample contains the information?", PNAS 53 (1965).
-    """
-    leverage = float((_distribution(q) - _distribution(p)) @ np.asarray(statistic, np.float64))
-    variance = variance_of(p, statistic)
-    return leverage, leverage**2 / variance if variance else 0.0
+    shift = (_distribution(q) - _distribution(p)) @ np.asarray(statistic, np.float64)
+    return float(shift**2 / divergence)
 
 
 def variance_of(p: npt.ArrayLike, statistic: npt.ArrayLike) -> float:

@@ -179,11 +179,20 @@ def _choice_of_gamma(layers: Sequence[LayerReport]) -> Image:
     labels = ["none" if t is None else f"{t:g}" for t in order]
     x = np.arange(len(order))
     found = [[t for layer in layers for t in layer.thresholds if t.threshold == o] for o in order]
-    ratios = [[t.y_db for t in each if t.y_db is not None and t.y_db < math.inf] for each in found]
-    kept = [i for i, each in enumerate(ratios) if each]
-    medians, worst = ([f(ratios[i]) for i in kept] for f in (np.median, min))
-    left.plot(x[kept], medians, color=SPLIT, marker="o", label="median layer")
-    left.plot(x[kept], worst, color=MARK, marker="v", label="worst layer")
+    for gains, line in ((False, "-"), (True, ":")):
+        known = [
+            [y for t in each if (y := t.y(gains)) is not None and y < math.inf] for each in found
+        ]
+        kept = [i for i, each in enumerate(known) if each]
+        with_gains = ", outlier_gain" * gains
+        for of, name, color, marker in (
+            (np.median, "median", SPLIT, "o"),
+            (min, "worst", MARK, "v"),
+        ):
+            values = [of(known[i]) for i in kept]
+            left.plot(
+                x[kept], values, line, color=color, marker=marker, label=f"{name} layer{with_gains}"
+            )
     left.set_title("Output: signal-to-noise ratio")
     left.set_ylabel("dB")
     left.legend()

@@ -18,7 +18,6 @@ from int8tile.ops import checks
 
 DEFAULT_GAMMA = Int8TileConfig().threshold or 0.0
 PLAIN, SPLIT = "plain", "split"
-INT8_MAX = 127
 GAIN = (None, None, True)  # arguments of int8tile::linear_forward and linear_forward_only
 Saved = list[torch.Tensor]  # what int8tile::linear_forward keeps for backward
 
@@ -45,7 +44,7 @@ class LayerStatistics:
         self.calls = self.tokens = self.measured = self.measured_gradients = self.nonfinite = 0
         self.histogram = MagnitudeHistogram()
         self.distortion = Distortion((PLAIN, SPLIT))
-        self.saturation = {PLAIN: Share(), SPLIT: Share()}
+        self.clipped = {PLAIN: Share(), SPLIT: Share()}
         self.regular, self.outlier = Moments(), Moments()
         self.snr = {
             name: SignalToNoise()
@@ -103,78 +102,83 @@ class LayerStatistics:
         self.histogram.add(x)
         self.outlier.add(x[:, above])
         self.regular.add(x[:, ~above])
-        arms = {PLAIN: self._input(x, PLAIN), SPLIT: self._input(x, SPLIT)}
-        self.distortion.add(x, arms)
-        for arm, values in arms.items():
-            self.snr[f"x_{arm}"].add(x, values)
+        plain, _ = self._input(x, PLAIN)
+        split, step = self._input(x, SPLIT)
+        self.distortion.add(x, {PLAIN: plain, SPLIT: split}, step)
+        self.snr["x_plain"].add(x, plain)
+        self.snr["x_split"].add(x, split)
         q, scale = torch.ops.int8tile.quantize(weight, None, *self._scales)
         self.snr["weight"].add(weight, q.float() * scale[:, None])
         self._measure_output(x, weight, counts)
 
-    def _input(self, x: torch.Tensor, arm: str) -> torch.Tensor:
-        """x as the layer multiplies it (but for gains), [m, k] float32."""
+    def _input(self, x: torch.Tensor, arm: str) -> tuple[torch.Tensor, float]:
+        """x as the layer multiplies it (but for gains), [m, k] float32, and the median step."""
         split = self._plain if arm == PLAIN else self.config.split
         q, high, low, scale, index, _ = torch.ops.int8tile.quantize_split(x, *split, *self._scales)
         values: torch.Tensor = q.float()
-        used = index >= 0
-        limbs = 128 * high[:, used].float() + low[:, used].float()
-        at_limit = int((q.abs() == INT8_MAX).sum()) + self._at_limit(limbs)
-        self.saturation[arm].add(at_limit, x.numel())
-        values[:, index[used].long()] = limbs
+        columns = index[index >= 0].long()
+        limbs = 128 * high[:, : len(columns)].float() + low[:, : len(columns)].float()
+        values[:, columns] = limbs
         real: torch.Tensor = values * scale[:, None]
-        return real
+        self.clipped[arm].add(self._count_clipped(x[:, columns], limbs, scale), x.numel())
+        return real, float(scale.median())
 
-    def _at_limit(self, limbs: torch.Tensor) -> int:
-        """Count values [m, outliers] that are the largest of their step, a power of two a row."""
+    def _count_clipped(self, x: torch.Tensor, limbs: torch.Tensor, scale: torch.Tensor) -> int:
+        """Count outlier values [m, outliers] that rounding takes beyond the largest integer.
+
+        Regular values never are: their scale covers them. An outlier keeps `outlier_bits` bits of
+        a step that is a power of two times the row's, so its row's largest may round up to one more
+        than those bits hold.
+        """
         if not limbs.numel():
             return 0
         dims = (0, 1) if self.config.granularity == "tensor" else (1,)
         largest = limbs.abs().amax(dims, keepdim=True)
         bits = self.config.outlier_bits - 1
         dropped = (torch.frexp(largest).exponent - bits).clamp(min=0)
-        limit = torch.ldexp(torch.full_like(largest, 2**bits - 1), dropped)
-        return int((limbs.abs() == limit).sum())
+        limit = torch.ldexp(torch.full_like(largest, 2**bits - 0.5), dropped)
+        return int(
+            (x.float().abs() >= limit * scale[:, None]).logical_and(scale[:, None] > 0).sum()
+        )
 
     def _measure_output(
         self, x: torch.Tensor, weight: torch.Tensor, counts: dict[float, int]
     ) -> None:
         exact = x.float() @ weight.float().t()
 
-        def snr(
-            split: tuple[float | None, int, int | None], gain: tuple[Any, ...] = self._gain
-        ) -> SignalToNoise:
+        def snr(split: tuple[float | None, int, int | None], gained: bool) -> SignalToNoise:
             y = torch.ops.int8tile.linear_forward_only(
-                x, weight, None, *split, *self._scales, torch.float32, *gain
+                x, weight, None, *split, *self._scales, torch.float32, *(GAIN if gained else ())
             )
             measured = SignalToNoise()
             measured.add(exact, y)
             return measured
 
-        plain = snr(self._plain)
+        plain = snr(self._plain, False)
         self.snr["y_plain"].add_sums(plain)
         _, bits, capacity = self.config.split
         known: dict[tuple[float, bool], SignalToNoise] = {}
 
-        def at(threshold: float, gain: bool) -> SignalToNoise:
+        def at(threshold: float, gained: bool) -> SignalToNoise:
             count = counts[threshold]
             if count == 0:
                 return plain
             # Columns above a threshold are nested: their number tells them. Gains depend on it.
-            key = (threshold, True) if gain else (count, False)
+            key = (threshold, True) if gained else (count, False)
             if key not in known:
-                known[key] = snr((threshold, bits, capacity), GAIN if gain else ())
+                known[key] = snr((threshold, bits, capacity), gained)
             return known[key]
 
-        gained = self.config.outlier_gain
         for threshold in counts:
-            self.y_by_threshold[threshold].add_sums(at(threshold, gained))
+            self.y_by_threshold[threshold].add_sums(at(threshold, False))
             self.y_with_gains[threshold].add_sums(at(threshold, True))
-        split = at(self.gamma, gained)
-        self.snr["y_split"].add_sums(split)
+        self.snr["y_split"].add_sums(at(self.gamma, False))
         self.snr["y_gain"].add_sums(at(self.gamma, True))
+        gained = self.config.outlier_gain
         for each, sums in self.y_by_bits.items():
             same = each == bits or counts[self.gamma] == 0
-            sums.add_sums(split if same else snr((self.gamma, each, capacity)))
+            split = (self.gamma, each, capacity)
+            sums.add_sums(at(self.gamma, gained) if same else snr(split, gained))
 
     def see_gradient(
         self, x: torch.Tensor, weight: torch.Tensor, g: torch.Tensor, needs: tuple[bool, bool]

@@ -1,17 +1,19 @@
-// Sorts the table of layers by the last number of each cell, or by the text of its first column.
+// Sorts a table of layers by the keys of a column, or by the text of its first one. Cells without a
+// key come last either way.
+const number = (text) => Number(text.replace(/inf$/, "Infinity"));
 for (const head of document.querySelectorAll(".layers thead th")) {
   head.addEventListener("click", () => {
     const column = head.cellIndex, body = head.closest("table").tBodies[0];
     const down = head.dataset.order !== "down";
-    const key = (row) => {
-      const text = row.cells[column].textContent;
-      if (column === 0) return text;
-      const numbers = text.replace(/\(.*?\)|\/\d+/g, "").match(/-?\d+(\.\d+)?(e[-+]?\d+)?/g);
-      return numbers ? Number(numbers[numbers.length - 1]) : -Infinity;
+    const compare = (a, b) => {
+      if (column === 0) return a.textContent.localeCompare(b.textContent, "en", { numeric: true });
+      const [x, y] = [a.dataset.key, b.dataset.key];
+      if (x === y) return 0;
+      if (x === "" || y === "") return (x === "") === down ? -1 : 1;
+      return number(x) < number(y) ? -1 : 1;
     };
     const rows = [...body.rows].sort((a, b) => {
-      const [x, y] = [key(a), key(b)];
-      const order = x < y ? -1 : x > y ? 1 : 0;
+      const order = compare(a.cells[column], b.cells[column]);
       return down ? -order : order;
     });
     for (const other of head.parentNode.cells) delete other.dataset.order;

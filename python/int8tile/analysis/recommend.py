@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -46,11 +47,26 @@ class Recommendation:
         return "\n".join(["int8tile.convert_(model, {", *entries, "})"])
 
     def grouped(self) -> list[tuple[str, str]]:
-        """Layers, those with one reason together, and the reason; "*" is "all others"."""
+        """Layers, those with one reason together, and the reason; "*" is "all others".
+
+        Layers that a pattern of the config stands for are named by it.
+        """
         groups: dict[str, list[str]] = {}
         for name, why in self.reasons.items():
-            groups.setdefault(why, []).append("all others" if name == "*" else name or "(root)")
-        return [(", ".join(names), why) for why, names in groups.items()]
+            groups.setdefault(why, []).append(name)
+        return [(self._names(names), why) for why, names in groups.items()]
+
+    def _names(self, names: Sequence[str]) -> str:
+        shown = []
+        for name in names:
+            for pattern in self.config:
+                if pattern != "*" and matches(name, pattern):
+                    stood_for = [n for n in self.reasons if matches(n, pattern)]
+                    if len(stood_for) > 1 and set(stood_for) <= set(names):
+                        name = pattern
+                    break
+            shown.append({"*": "all others", "": "(root)"}.get(name, name))
+        return ", ".join(dict.fromkeys(shown))
 
     def __str__(self) -> str:
         return "\n".join(f"{names}: {why}" for names, why in self.grouped())
@@ -78,6 +94,8 @@ def recommend(
 ) -> Recommendation:
     """Choose gamma, outlier bits, gains and the layers to leave in float.
 
+    - A layer stays in float where its output falls short of `min_db` at every gamma, or where
+      float32 is expected to be faster for as many tokens as were seen in a call. The others choose:
     - gamma, or no split, suits a layer where no call had more outlier columns than the capacity,
       and where the output is at most `tolerance_db` worse than at the best such gamma; one that
       splits nothing, only where that costs the gradient of the weight no more. The one that suits
@@ -86,12 +104,12 @@ def recommend(
       own.
     - Bits cost no time, since two limbs hold 15: those of the report's config are kept unless
       more gain `bits_gain_db` in some layer.
-    - `outlier_gain` is turned on where it gains `outlier_gain_db` in some layer: it changes nothing
-      in the others, and costs little where there are few outlier columns.
+    - `outlier_gain` is turned on where it gains `outlier_gain_db` in some layer, and gamma is
+      chosen with it: it changes nothing in the others, and costs little where there are few outlier
+      columns. Where it is on in the report's config it stays on.
     - Other options of a layer's own config are kept; those of most layers are those of "*".
-    - A layer stays in float where its output falls short of `min_db` at its gamma, or where
-      float32 is expected to be faster. A gradient that falls short, its cosine taken as dB, is
-      computed in float.
+    - A gradient that falls short of `min_db`, its cosine taken as dB, is computed in float. It was
+      measured at the report's own gamma.
 
     Args:
         report: what was recorded, with a config for "*" to start from.
@@ -109,21 +127,77 @@ def recommend(
             "int8tile.analysis.recommend: the report must have a layer that was called; "
             f"{len(report.unseen)} were watched and none was"
         )
-    suited = {layer.name: _suited(layer, tolerance_db) for layer in layers}
-    gamma, gamma_reason = _common_gamma(layers, suited)
-    bits, bits_reason = _bits(layers, bits_gain_db)
-    gammas = {name: gamma if gamma in each else each[0] for name, each in suited.items()}
-    gained, outlier_gain_reason = _outlier_gain(layers, gammas, outlier_gain_db)
-    ((most_common, _),) = Counter(layer.config for layer in layers).most_common(1)
-    base = replace(most_common, threshold=gamma, outlier_bits=bits, outlier_gain=gained)
+    in_float = {each.name: why for each in layers if (why := _why_float(each, min_db))}
+    voters = [each for each in layers if each.name not in in_float] or layers
+    choice = _choose(voters, any(each.config.outlier_gain for each in voters), tolerance_db)
+    most, where = max((_gained_db(each, choice.of(each)), each.name) for each in voters)
+    if not choice.gains and most >= outlier_gain_db:
+        choice = _choose(voters, True, tolerance_db)
+        most, where = max((_gained_db(each, choice.of(each)), each.name) for each in voters)
+    bits, bits_reason = _bits(voters, bits_gain_db)
+    ((most_common, _),) = Counter(layer.config for layer in voters).most_common(1)
+    base = replace(
+        most_common, threshold=choice.gamma, outlier_bits=bits, outlier_gain=choice.gains
+    )
+    common = [choice.reason, bits_reason]
+    if choice.gains:
+        common.append(f"outlier_gain: gains {most:.1f} dB in {where or '(root)'}")
+    common += _over_capacity(voters, choice)
     own: dict[str, Int8TileConfig | None] = {}
-    reasons = {"*": f"{gamma_reason}; {bits_reason}{outlier_gain_reason}"}
+    reasons = {"*": "; ".join(common)}
     for layer in layers:
-        config, why = _for_layer(layer, base, gammas[layer.name], min_db)
+        if layer.name in in_float:
+            own[layer.name], reasons[layer.name] = None, in_float[layer.name]
+            continue
+        config, reason = _for_layer(layer, base, choice.of(layer), min_db)
         if config != base:
-            own[layer.name] = config
-            reasons[layer.name] = why
-    return Recommendation(_mapping(own, base, [each.name for each in layers]), reasons)
+            own[layer.name], reasons[layer.name] = config, reason
+    names = [*(each.name for each in layers), *report.unseen]
+    return Recommendation(_mapping(own, base, names), reasons)
+
+
+def _why_float(layer: LayerReport, min_db: float) -> str:
+    """Why a layer stays in float whatever the options; empty where it need not."""
+    if not _core.kernel_verdict() and layer.why_float:
+        return f"float: {layer.why_float} ({layer.tokens} tokens a call)"
+    known = [each.y(gains) for each in _held(layer) for gains in (False, True)]
+    best = max((y for y in known if y is not None), default=math.inf)
+    return f"float: the output has at most {best:.1f} dB, below {min_db:g}" * (best < min_db)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """gamma of "*" and of each layer, with or without gains, and why."""
+
+    gamma: float | None
+    gains: bool
+    gammas: Mapping[str, float | None]
+    reason: str
+
+    def of(self, layer: LayerReport) -> float | None:
+        return self.gammas[layer.name]
+
+
+def _choose(layers: Sequence[LayerReport], gains: bool, tolerance_db: float) -> _Choice:
+    suited = {layer.name: _suited(layer, gains, tolerance_db) for layer in layers}
+    gamma, reason = _common_gamma(layers, suited)
+    gammas = {name: gamma if gamma in each else each[0] for name, each in suited.items()}
+    return _Choice(gamma, gains, gammas, reason)
+
+
+def _over_capacity(layers: Sequence[LayerReport], choice: _Choice) -> list[str]:
+    """What to say of outlier columns that the capacity left no room for."""
+    over = [
+        each for each in layers if each.overflow_calls and _or_inf(choice.of(each)) > each.gamma
+    ]
+    if not over:
+        return []
+    most = max(each.most_columns for each in over)
+    enough = min(-(-most // 32) * 32, min(each.in_features for each in over))
+    return [
+        f"{len(over)} layers have up to {most} outlier columns at gamma {over[0].gamma:g}, more "
+        f"than the capacity: a config with outlier_capacity={enough} is worth a measurement"
+    ]
 
 
 def _common_gamma(
@@ -157,18 +231,19 @@ def _or_inf(value: float | None) -> float:
     return math.inf if value is None else value
 
 
-def _suited(layer: LayerReport, tolerance_db: float) -> list[float | None]:
+def _held(layer: LayerReport) -> list[ThresholdResult]:
+    return [each for each in layer.thresholds if each.overflow_calls == 0]
+
+
+def _suited(layer: LayerReport, gains: bool, tolerance_db: float) -> list[float | None]:
     """Thresholds that hold the capacity and keep the output, the cheapest first."""
     cosines = (layer.cosine["grad_weight_plain"], layer.cosine["grad_weight_split"])
     plain_db, split_db = (math.inf if c is None else cosine_in_db(c) for c in cosines)
     splits_for_gradient = plain_db < split_db - tolerance_db
-    held = [
-        each
-        for each in layer.thresholds
-        if each.overflow_calls == 0 and (each.mean > 0 or not splits_for_gradient)
-    ] or [each for each in layer.thresholds if each.overflow_calls == 0]
-    best = max(_or_inf(each.y_db) for each in held)  # without a measurement, nothing against it
-    kept = [each for each in held if _or_inf(each.y_db) >= best - tolerance_db]
+    all_held = _held(layer)
+    held = [each for each in all_held if each.mean > 0 or not splits_for_gradient] or all_held
+    best = max(_or_inf(each.y(gains)) for each in held)  # unmeasured: nothing against it
+    kept = [each for each in held if _or_inf(each.y(gains)) >= best - tolerance_db]
     kept.sort(key=lambda each: (each.mean, _or_inf(each.threshold)))
     return [each.threshold for each in kept]
 
@@ -194,17 +269,6 @@ def _bits(layers: Sequence[LayerReport], gain_db: float) -> tuple[int, str]:
     return bits, f"{bits} bits: gain {gains[bits]:.1f} dB over {configured} in one layer"
 
 
-def _outlier_gain(
-    layers: Sequence[LayerReport], gammas: Mapping[str, float | None], least_db: float
-) -> tuple[bool, str]:
-    if any(each.config.outlier_gain for each in layers):
-        return True, ""
-    most, name = max((_gained_db(each, gammas[each.name]), each.name) for each in layers)
-    if most < least_db:
-        return False, ""
-    return True, f"; outlier_gain: gains {most:.1f} dB in {name or '(root)'}"
-
-
 def _gained_db(layer: LayerReport, gamma: float | None) -> float:
     """What `outlier_gain` adds to the output at a threshold; not below 0."""
     (at,) = [each for each in layer.thresholds if each.threshold == gamma]
@@ -218,13 +282,10 @@ def _for_layer(
     layer: LayerReport, base: Int8TileConfig, gamma: float | None, min_db: float
 ) -> tuple[Int8TileConfig | None, str]:
     by_threshold = {each.threshold: each for each in layer.thresholds}
-    y = _or_inf(by_threshold[gamma].y_db)
-    if base.outlier_gain:
-        y += _gained_db(layer, gamma)
+    gains = base.outlier_gain
+    y = _or_inf(by_threshold[gamma].y(gains))
     if y < min_db:
         return None, f"float: the output has {y:.1f} dB at {_gamma_text(gamma)}, below {min_db:g}"
-    if not _core.kernel_verdict() and layer.verdict.startswith("float32"):
-        return None, f"float: {layer.verdict.partition(': ')[2]}"
     config, why = layer.config, []
     config = replace(
         config, threshold=gamma, outlier_bits=base.outlier_bits, outlier_gain=base.outlier_gain
@@ -232,7 +293,9 @@ def _for_layer(
     if replace(config, threshold=base.threshold) != base:
         why.append("keeps its own options")
     if gamma != base.threshold:
-        why.append(f"{_gamma_text(gamma)}: {_what_is_wrong(by_threshold, base.threshold, y)}")
+        why.append(
+            f"{_gamma_text(gamma)}: {_what_is_wrong(by_threshold, base.threshold, gains, y)}"
+        )
     with_split = "grad_weight_split" if gamma else "grad_weight_plain"
     for product, name in (("grad_input", "grad_input"), ("grad_weight", with_split)):
         cosine = layer.cosine[name]
@@ -247,7 +310,10 @@ def _for_layer(
 
 
 def _what_is_wrong(
-    by_threshold: dict[float | None, ThresholdResult], threshold: float | None, y_db: float
+    by_threshold: dict[float | None, ThresholdResult],
+    threshold: float | None,
+    gains: bool,
+    y_db: float,
 ) -> str:
     other = by_threshold.get(threshold)
     text = _gamma_text(threshold)
@@ -255,17 +321,24 @@ def _what_is_wrong(
         return f"{text} was not measured here"
     if other.overflow_calls:
         return f"at {text} {other.most} columns exceed the capacity"
-    return f"the output has {y_db:.1f} dB instead of {_or_inf(other.y_db):.1f} at {text}"
+    return f"the output has {y_db:.1f} dB instead of {_or_inf(other.y(gains)):.1f} at {text}"
 
 
 def _mapping(
     own: dict[str, Int8TileConfig | None], base: Int8TileConfig, names: Sequence[str]
 ) -> dict[str, Int8TileConfig | None]:
     """The mapping in which each layer's first match is its own config."""
+    wanted = {name: own.get(name, base) for name in names}
+    listed: dict[str, Int8TileConfig | None] = {}
+    for name, config in own.items():
+        every = re.sub(r"\d+", "*", glob.escape(name))  # the layers of this kind in all blocks
+        alike = [config == wanted[n] for n in names if matches(n, every)]
+        listed[every if len(alike) > 1 and all(alike) and every != "*" else glob.escape(name)] = (
+            config
+        )
     # A name is also a pattern for names that end in it: the longer come first, and a layer that a
     # shorter name would catch is listed too.
-    patterns = {name: glob.escape(name) for name in own}
-    caught = [n for n in names if n not in own and any(matches(n, p) for p in patterns.values())]
-    listed = {**own, **dict.fromkeys(caught, base)}
-    ordered = sorted(listed, key=lambda name: -name.count("."))
-    return {**{glob.escape(name): listed[name] for name in ordered}, "*": base}
+    caught = [n for n in names if n not in own and any(matches(n, p) for p in listed)]
+    listed |= {glob.escape(name): base for name in caught}
+    ordered = sorted(listed, key=lambda pattern: -pattern.count("."))
+    return {**{pattern: listed[pattern] for pattern in ordered}, "*": base}

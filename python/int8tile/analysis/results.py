@@ -24,7 +24,7 @@ from int8tile.planning import plan
 if TYPE_CHECKING:
     from int8tile.analysis.recommend import Recommendation
 
-SCHEMA = 1  # of report.json
+SCHEMA = 2  # of report.json
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class ThresholdResult:
     y_db: float | None
     y_gain_db: float | None = None
 
+    def y(self, gains: bool) -> float | None:
+        """dB of the output, with or without `outlier_gain`."""
+        return self.y_gain_db if gains else self.y_db
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -62,6 +66,7 @@ class LayerReport:
         measured_calls: those that were quantised.
         measured_gradients: gradients that were quantised.
         nonfinite_calls: calls with an input or a gradient that was not finite, left out of dB.
+        frozen: whether its weight does not require grad.
         tokens: rows of the input in a call, on average.
         columns: the columns that ever exceeded gamma, the most frequent first.
         mean_columns: outlier columns of a call, on average.
@@ -74,18 +79,18 @@ class LayerReport:
         largest_ratio: the same, at most.
         outlier_energy: share of the sum of x**2 that lies in outlier columns.
         snr_db: of x_plain, x_split, weight, gradient, y_plain, y_split, and y_gain, which is the
-            output with `outlier_gain`.
+            output with the split and `outlier_gain`, whatever the config says of it.
         cosine: of int8 and float gradients: grad_input (which no split enters),
             grad_weight_plain and grad_weight_split.
         thresholds: the output at each threshold, without a split first.
-        bits_db: dB of the output by the bits of an outlier value.
+        bits_db: dB of the output by the bits of an outlier value, with the config's outlier_gain.
         variance: both sides of the mixture-variance inequality.
         distortion: chi-square divergence, HCR bound and the variance it bounds, Tukey's leverage
             and sensitivity; of x without and with the split.
-        saturation: share of x's values at the largest integer of their part, without and with the
-            split. Scales cover the largest value, so that only what shares a row's end is there.
-        verdict: whether int8 or float32 is expected to be faster for so many tokens; empty for a
-            layer that is not on the CPU.
+        clipped: share of x's values that rounding took beyond the largest integer, without and with
+            the split. Scales cover the largest value: only outliers at the end of their bits are.
+        why_float: why float32 is expected to be as fast for so many tokens; empty where int8 is
+            expected to be faster, and for a layer that is not on the CPU.
         absmax: [k] of each column over all calls; not in report.json.
         histogram: edges and counts of |x|; not in report.json.
     """
@@ -99,6 +104,7 @@ class LayerReport:
     measured_calls: int
     measured_gradients: int
     nonfinite_calls: int
+    frozen: bool
     tokens: int
     columns: list[OutlierColumn]
     mean_columns: float
@@ -116,8 +122,8 @@ class LayerReport:
     bits_db: dict[int, float | None]
     variance: dict[str, float]
     distortion: dict[str, dict[str, float] | None]
-    saturation: dict[str, float | None]
-    verdict: str
+    clipped: dict[str, float | None]
+    why_float: str
     absmax: npt.NDArray[np.float32] = field(repr=False)
     histogram: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] = field(repr=False)
 
@@ -127,12 +133,27 @@ class LayerReport:
         return self.config.threshold or 0.0
 
     @property
+    def y_db(self) -> float | None:
+        """dB of the output as configured."""
+        return self.snr_db["y_gain" if self.config.outlier_gain else "y_split"]
+
+    @property
+    def worst(self) -> tuple[float, str]:
+        """The least of the ratios of output and gradients, the split included, in dB, and its name.
+
+        Cosines are taken as dB. Infinite and nameless where nothing was measured.
+        """
+        known = [] if self.y_db is None else [(self.y_db, "y")]
+        for product, name in (("grad_input", "grad_x"), ("grad_weight_split", "grad_w")):
+            cosine = self.cosine[product]
+            if cosine is not None:
+                known.append((cosine_in_db(cosine), name))
+        return min(known, default=(math.inf, ""))
+
+    @property
     def worst_db(self) -> float:
-        """The least of the ratios of output and gradients, the split included; inf: unknown."""
-        cosines = (self.cosine["grad_input"], self.cosine["grad_weight_split"])
-        known = [cosine_in_db(c) for c in cosines if c is not None]
-        y = self.snr_db["y_split"]
-        return min([*known, math.inf if y is None else y])
+        """The ratio of `worst`."""
+        return self.worst[0]
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, without the arrays; numbers that are not finite become None."""
@@ -239,6 +260,7 @@ def _layer(name: str, module: nn.Linear, seen: LayerStatistics) -> LayerReport:
         measured_calls=seen.measured,
         measured_gradients=seen.measured_gradients,
         nonfinite_calls=seen.nonfinite,
+        frozen=not module.weight.requires_grad,
         tokens=tokens,
         columns=columns.columns(seen.absmax),
         mean_columns=columns.mean,
@@ -256,16 +278,18 @@ def _layer(name: str, module: nn.Linear, seen: LayerStatistics) -> LayerReport:
         bits_db={bits: each.db for bits, each in seen.y_by_bits.items()},
         variance=asdict(mixture_variance(seen.regular, seen.outlier)),
         distortion={arm: _distortion(seen, arm) for arm in (PLAIN, SPLIT)},
-        saturation={arm: each.value for arm, each in seen.saturation.items()},
-        verdict=_verdict(tokens, module),
+        clipped={arm: each.value for arm, each in seen.clipped.items()},
+        why_float=_why_float(tokens, module),
         absmax=seen.absmax.numpy().copy(),
         histogram=seen.histogram.bars(),
     )
 
 
-def _verdict(tokens: int, module: nn.Linear) -> str:
-    on_cpu = module.weight.device.type == "cpu"
-    return plan(tokens, module.out_features, module.in_features).verdict if on_cpu else ""
+def _why_float(tokens: int, module: nn.Linear) -> str:
+    if module.weight.device.type != "cpu":
+        return ""
+    frozen = not module.weight.requires_grad
+    return plan(tokens, module.out_features, module.in_features).why_float(frozen)
 
 
 def _threshold(seen: LayerStatistics, threshold: float) -> ThresholdResult:

@@ -6,6 +6,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -14,11 +15,12 @@ from rich.table import Table
 
 from int8tile.analysis.recommend import Recommendation
 from int8tile.analysis.results import LayerReport, Report
+from int8tile.config import config_for
 
 ARROW = " \N{RIGHTWARDS ARROW} "  # from without the split to with it
-WIDE = 150  # characters of a console that all columns fit in
+WIDE = 165  # characters of a console that all columns fit in
 MOST_ROWS = 60
-TEXT_WIDTH = 160
+TEXT_WIDTH = 175
 
 
 def decibels(value: float | None) -> str:
@@ -33,38 +35,64 @@ def cosine(value: float | None) -> str:
     return "-" if value is None else f"{value:.5f}"
 
 
-def _pair(layer: LayerReport, name: str) -> str:
-    return ARROW.join(decibels(layer.snr_db[f"{name}_{arm}"]) for arm in ("plain", "split"))
+class Cell(NamedTuple):
+    """What a table shows of a layer, and the number by which it sorts; None: unknown."""
+
+    text: str
+    key: float | None
 
 
-def _weight_cosines(layer: LayerReport) -> str:
-    return ARROW.join(cosine(layer.cosine[f"grad_weight_{arm}"]) for arm in ("plain", "split"))
+def _db(value: float | None) -> Cell:
+    return Cell(decibels(value), value)
 
 
-def _columns(layer: LayerReport) -> str:
-    return f"{layer.mean_columns:.1f}/{layer.capacity}{'!' * (layer.overflow_calls > 0)}"
+def pair(cells: Iterable[Cell]) -> Cell:
+    """Two cells as one, from without the split to with it; the latter sorts."""
+    plain, split = cells
+    return Cell(f"{plain.text}{ARROW}{split.text}", split.key)
 
 
-def _stability(layer: LayerReport) -> str:
-    return "-" if layer.stability is None else f"{layer.stability:.0%}"
+def _cosine(value: float | None) -> Cell:
+    return Cell(cosine(value), value)
 
 
-def _ratio(layer: LayerReport) -> str:
-    return "-" if layer.largest_ratio is None else f"{layer.largest_ratio:.1f}x"
+def _weight_cosines(layer: LayerReport) -> Cell:
+    return pair(_cosine(layer.cosine[f"grad_weight_{arm}"]) for arm in ("plain", "split"))
 
 
-COLUMNS: dict[str, Callable[[LayerReport], str]] = {
+def worst(layer: LayerReport) -> Cell:
+    """The least ratio of a layer in dB and what has it."""
+    value, name = layer.worst
+    return Cell(f"{decibels(value)} {name}", value) if name else Cell("-", None)
+
+
+def _columns(layer: LayerReport) -> Cell:
+    over = "!" * (layer.overflow_calls > 0)
+    return Cell(f"{layer.mean_columns:.1f}/{layer.capacity}{over}", layer.mean_columns)
+
+
+def _stability(layer: LayerReport) -> Cell:
+    return Cell("-" if layer.stability is None else f"{layer.stability:.0%}", layer.stability)
+
+
+def _ratio(layer: LayerReport) -> Cell:
+    ratio = layer.largest_ratio
+    return Cell("-" if ratio is None else f"{ratio:.1f}x", ratio)
+
+
+COLUMNS: dict[str, Callable[[LayerReport], Cell]] = {
+    "worst dB": worst,
     "columns": _columns,
     "stable": _stability,
     "ratio": _ratio,
-    "x dB": lambda layer: _pair(layer, "x"),
-    "w dB": lambda layer: decibels(layer.snr_db["weight"]),
-    "g dB": lambda layer: decibels(layer.snr_db["gradient"]),
-    "y dB": lambda layer: _pair(layer, "y"),
-    "grad_x cos": lambda layer: cosine(layer.cosine["grad_input"]),
+    "x dB": lambda layer: pair(_db(layer.snr_db[f"x_{arm}"]) for arm in ("plain", "split")),
+    "w dB": lambda layer: _db(layer.snr_db["weight"]),
+    "g dB": lambda layer: _db(layer.snr_db["gradient"]),
+    "y dB": lambda layer: pair((_db(layer.snr_db["y_plain"]), _db(layer.y_db))),
+    "grad_x cos": lambda layer: _cosine(layer.cosine["grad_input"]),
     "grad_w cos": _weight_cosines,
 }
-NARROW = ("columns", "y dB", "grad_w cos")
+NARROW = ("worst dB", "columns", "y dB")
 
 
 def shared_prefix(names: Iterable[str]) -> str:
@@ -89,7 +117,12 @@ def table(report: Report, width: int = TEXT_WIDTH) -> Table:
     """
     prefix = shared_prefix(report.layers)
     rest = len(report.layers) - MOST_ROWS
-    captions = ["columns: outliers of a call / capacity (! exceeded)", f"a{ARROW}b: with the split"]
+    captions = ["worst dB: least of output and gradients (a cosine as dB)"]
+    captions += [
+        "columns: outliers of a call / capacity (! exceeded)",
+        f"a{ARROW}b: with the split",
+    ]
+    captions += ["yellow: better in float"]
     captions += [f"layers: in {prefix.rstrip('.')} unless in full"] * bool(prefix)
     captions += [f"{rest} more layers are in the report"] * (rest > 0)
     shown = Table(title=_title(report), caption="; ".join(captions), box=box.SIMPLE)
@@ -97,11 +130,11 @@ def table(report: Report, width: int = TEXT_WIDTH) -> Table:
     cells = [name for name in COLUMNS if width >= WIDE or name in NARROW]
     for name in cells:
         shown.add_column(name, justify="right", no_wrap=True)
-    in_float = [n for n, config in report.recommendation.config.items() if config is None]
+    advised = report.recommendation.config
     for layer in list(report.layers.values())[:MOST_ROWS]:
-        row = [COLUMNS[name](layer) for name in cells]
+        row = [COLUMNS[name](layer).text for name in cells]
         name = escape(layer.name.removeprefix(prefix) or "(root)")
-        shown.add_row(name, *row, style="yellow" * (layer.name in in_float))
+        shown.add_row(name, *row, style="yellow" * (config_for(layer.name, advised) is None))
     return shown
 
 
@@ -114,7 +147,7 @@ def advice(recommendation: Recommendation) -> Table:
     shown = Table(
         title="recommended", box=None, show_header=False, title_justify="left", expand=True
     )
-    shown.add_column(style="bold", ratio=1)
+    shown.add_column(style="bold", ratio=1, overflow="fold")
     shown.add_column(ratio=1)
     for names, why in recommendation.grouped():
         shown.add_row(escape(names), escape(why))
@@ -124,7 +157,9 @@ def advice(recommendation: Recommendation) -> Table:
 def _title(report: Report) -> str:
     gammas = sorted({layer.gamma for layer in report.layers.values()})
     listed = ", ".join(f"{gamma:g}" for gamma in gammas)
-    return f"{len(report.layers)} linear layers at gamma {listed}, the worst first"
+    tokens = max(layer.tokens for layer in report.layers.values())
+    what = f"{len(report.layers)} linear layers at gamma {listed}, {tokens} tokens a call"
+    return f"{what}, the worst first"
 
 
 def as_text(report: Report) -> str:

@@ -71,6 +71,7 @@ def analyze(settings: Settings, every: int = 1, console: Console | None = None) 
             page.write(report, folder / "report.html", layers)
     console.print(table.table(report, console.width))
     console.print(table.advice(report.recommendation))
+    console.print(report.recommendation.code(), markup=False, highlight=False, soft_wrap=True)
     console.print(f"written to {settings.output}: report.json, report.html", soft_wrap=True)
     return report
 
