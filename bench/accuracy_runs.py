@@ -49,7 +49,7 @@ RECIPES = {
     "sst2": Recipe(max_train=10000),
     "mrpc": Recipe(steps=200, max_eval=1000, lr=1e-4, group_by_length=True),
     "qnli": Recipe(steps=150, max_eval=1000, lr=1e-4, group_by_length=True),
-    "rte": Recipe(steps=200, lr=1e-4, group_by_length=True),
+    "rte": Recipe(steps=120, lr=5e-5, group_by_length=True),
     "squad": Recipe(
         steps=300,
         max_eval=400,

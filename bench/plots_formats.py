@@ -12,18 +12,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from accuracy_figures import ARM_COLORS
 from formats import INT8_NOISE_DB, PRODUCTS
-from plots import COLORS, DPI
+from plots import DPI
 
 mpl.use("Agg")
 
 Result = Mapping[str, Any]
 FORMAT_COLORS = {
-    **COLORS,
-    "int8-gain": "#009e73",
-    "int8-tensor": "#c6dbef",
-    "fp8": "#d94801",
-    "fp8-e4m3": "#fdae6b",
+    **ARM_COLORS,
+    "int8-tensor": ARM_COLORS["paper-int8"],  # its kind of scale
+    "fp8-e4m3": "#BBBBBB",
 }
 LABELS = {"y": "output y", "grad_x": "gradient of x", "grad_w": "gradient of w"}
 OPERANDS = {"x": ("o", "x"), "weight": ("s", "w"), "g": ("^", "g")}
