@@ -99,8 +99,7 @@ def test_gains_where_they_gain(measured):
     found = report(measured, a={"thresholds": OUTLIERS}, b={"thresholds": gained})
     assert found.recommendation.config == {"*": Int8TileConfig(threshold=4.0, outlier_gain=True)}
     assert found.recommendation.reasons["*"].endswith("; outlier_gain: gains 20.0 dB in b")
-    # Whether they are worth it is asked at the gamma that is best without them: 8.5 dB.
-    assert found.recommend(outlier_gain_db=9.0).config == {"*": Int8TileConfig(threshold=5.0)}
+    assert found.recommend(outlier_gain_db=21.0).config == {"*": Int8TileConfig(threshold=5.0)}
 
 
 def test_gamma_is_chosen_with_the_gains(measured):
@@ -108,9 +107,33 @@ def test_gamma_is_chosen_with_the_gains(measured):
     alike = thresholds((None, 0, 0, 25.0, 25.0), (4.0, 9, 0, 30.2, 37.0), (8.0, 5, 0, 30.0, 34.0))
     advice = report(measured, a={"thresholds": alike}).recommendation
     assert advice.config == {"*": Int8TileConfig(threshold=4.0, outlier_gain=True)}
-    assert advice.reasons["*"].endswith("; outlier_gain: gains 6.8 dB in a")
+    assert advice.reasons["*"].endswith("; outlier_gain: gains 7.0 dB in a")
     without = report(measured, a={"thresholds": alike}).recommend(outlier_gain_db=9.0)
     assert without.config == {"*": Int8TileConfig(threshold=8.0)}
+
+
+def test_gains_are_asked_for_where_no_split_wins_without_them(measured):
+    many = thresholds((None, 0, 0, 19.2, 19.2), (5.0, 48, 0, 19.8, 26.0))
+    advice = report(measured, a={"thresholds": many}).recommendation
+    assert advice.config == {"*": Int8TileConfig(threshold=5.0, outlier_gain=True)}
+    barely = thresholds((None, 0, 0, 18.0, 18.0), (5.0, 3, 0, 18.5, 20.9))
+    advice = report(measured, a={"thresholds": barely}, b={}).recommendation
+    assert advice.config["*"].outlier_gain
+    assert advice.reasons["*"].endswith("; outlier_gain: gains 2.4 dB in a")
+
+
+def test_the_tolerance_gives_no_layer_away(measured):
+    near = thresholds((None, 0, 0, 15.0), (5.0, 9, 0, 20.4), (8.0, 3, 0, 19.6))
+    assert report(measured, a={"thresholds": near}).recommendation.config["*"].threshold == 5.0
+
+
+def test_bits_do_not_depend_on_the_order_of_layers(measured):
+    ten = replace(measured.config, outlier_bits=10)
+    odd = {"config": ten, "bits_db": {10: 40.0, 15: 40.0}}
+    for layers in ({"a": odd, "b": {}, "c": {}}, {"b": {}, "a": odd, "c": {}}):
+        assert report(measured, **layers).recommendation.config["*"].outlier_bits == 12
+    little = {"bits_db": {12: 40.0, 14: 40.2, 15: 40.6}}
+    assert report(measured, a=little).recommendation.config["*"].outlier_bits == 15
 
 
 def test_gains_that_were_configured_stay_and_are_told(measured):
@@ -118,7 +141,7 @@ def test_gains_that_were_configured_stay_and_are_told(measured):
     same = thresholds((None, 0, 0, 25.0, 25.0), (5.0, 9, 0, 30.0, 30.5))
     advice = report(measured, a={"thresholds": same, "config": on}).recommendation
     assert advice.config["*"].outlier_gain
-    assert advice.reasons["*"].endswith("; outlier_gain: gains 0.5 dB in a")
+    assert advice.reasons["*"].endswith("; outlier_gain as configured: gains 0.5 dB at most")
 
 
 def test_a_capacity_too_small_is_named(measured):
@@ -127,7 +150,7 @@ def test_a_capacity_too_small_is_named(measured):
     advice = report(measured, a=full, b={"thresholds": over[:1]}).recommendation
     assert advice.config["*"].threshold is None
     assert advice.reasons["*"].endswith(
-        "; 1 layers have up to 40 outlier columns at gamma 5, more than the capacity: "
+        f"; up to 40 outlier columns at gamma 5 exceed the capacity of {measured.capacity} in a: "
         "a config with outlier_capacity=64 is worth a measurement"
     )
 
@@ -135,7 +158,8 @@ def test_a_capacity_too_small_is_named(measured):
 def test_a_layer_that_gains_lift_above_the_limit_is_int8(measured):
     gained = {"thresholds": thresholds((None, 0, 0, 8.0, 8.0), (5.0, 3, 0, 15.0, 21.0))}
     assert report(measured, a=gained).recommendation.config["*"].outlier_gain
-    assert report(measured, a=gained).recommend(outlier_gain_db=7.0).config["a"] is None
+    assert report(measured, a=gained).recommend(outlier_gain_db=7.0).config["*"].outlier_gain
+    assert report(measured, a=gained).recommend(min_db=22.0).config["a"] is None
 
 
 def test_a_layer_below_the_limit_stays_float(measured):
@@ -234,6 +258,35 @@ def test_layers_of_one_kind_are_one_pattern(measured):
         noisy_one = name == "head" or name.endswith(("q", "k"))
         assert (config_for(name, advice.config) is None) == noisy_one
     assert [names for names, _ in advice.grouped()] == ["all others", "h.*.q, h.*.k, head"]
+
+
+def test_a_kind_whose_name_ends_in_another_is_one_pattern_too(measured):
+    noisy = {"thresholds": [replace(each, y_db=12.0) for each in FLAT]}
+    found = report(
+        measured,
+        **{f"h_{i}_output_dense": noisy for i in range(3)},
+        **{f"h_{i}_attention_output_dense": {} for i in range(3)},
+    )
+    config = found.recommendation.config
+    assert list(config) == ["h.*.attention.output.dense", "h.*.output.dense", "*"]
+    for name in found.layers:
+        assert (config_for(name, config) is None) == ("attention" not in name)
+    assert [names for names, _ in found.recommendation.grouped()] == [
+        "all others", "h.*.output.dense"
+    ]  # fmt: skip
+
+
+def test_a_capacity_is_that_of_the_layer_that_needs_it(measured):
+    over = thresholds((None, 0, 0, 34.0))
+    wide = {"thresholds": over, "overflow_calls": 9, "most_columns": 300, "in_features": 3072}
+    narrow = {"thresholds": over, "overflow_calls": 9, "most_columns": 50}
+    advice = report(measured, a=wide, b=narrow).recommendation
+    assert "outlier_capacity=320 for 3072 input features is worth" in advice.reasons["*"]
+
+
+def test_without_a_layer_in_int8_the_choice_is_said_to_be_nobodys(measured):
+    noisy = {"thresholds": [replace(each, y_db=12.0) for each in FLAT]}
+    assert report(measured, a=noisy).recommendation.reasons["*"].startswith("no layer is left")
 
 
 def test_a_pattern_stands_for_no_layer_of_another_config(measured):

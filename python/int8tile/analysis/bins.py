@@ -85,11 +85,11 @@ class Distortion:
     """How quantisation changes the distribution of x, under several names.
 
     Counts are in bins that hold equal shares of x, and smaller ones towards both ends, so that
-    outliers are not all in one. No bin is narrower than a step of the quantiser: into a narrower
-    one values come by rounding alone. The bins come from the first call whose values differ, so
-    that the original fills each of them and the divergence is finite; a call without two values is
-    left out until then. What moves within a bin is not seen. Each call gives at most `SAMPLE`
-    values to the bins, drawn with a generator of its own.
+    outliers are not all in one. No bin is narrower than a given step: into one that is narrower
+    than the quantiser's, values come by rounding alone. The bins come from the first call whose
+    values differ, so that the original fills each of them and the divergence is finite; a call
+    without two values is left out until then. What moves within a bin is not seen. Each call gives
+    at most `SAMPLE` values to the bins, drawn with a generator of its own.
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -107,7 +107,7 @@ class Distortion:
         Args:
             exact: x.
             quantised: under each name what became of it.
-            step: the distance of neighbouring integers in the unit of x.
+            step: the distance of neighbouring integers of the finest one, in the unit of x.
         """
         self._moments.add(exact.abs())
         for name, values in quantised.items():
@@ -137,7 +137,7 @@ class Distortion:
                 last = edge
         if not edges:
             return False
-        self._edges = torch.tensor(edges, device=x.device)
+        self._edges = x.new_tensor(edges)
         bins = len(edges) + 1
         self._counts = {n: torch.zeros(bins, dtype=torch.int64) for n in self._counts}
         self._original = torch.zeros(bins, dtype=torch.int64)

@@ -44,7 +44,7 @@ class LayerStatistics:
         self.calls = self.tokens = self.measured = self.measured_gradients = self.nonfinite = 0
         self.histogram = MagnitudeHistogram()
         self.distortion = Distortion((PLAIN, SPLIT))
-        self.clipped = {PLAIN: Share(), SPLIT: Share()}
+        self.clipped = Share()
         self.regular, self.outlier = Moments(), Moments()
         self.snr = {
             name: SignalToNoise()
@@ -120,7 +120,8 @@ class LayerStatistics:
         limbs = 128 * high[:, : len(columns)].float() + low[:, : len(columns)].float()
         values[:, columns] = limbs
         real: torch.Tensor = values * scale[:, None]
-        self.clipped[arm].add(self._count_clipped(x[:, columns], limbs, scale), x.numel())
+        if arm == SPLIT:
+            self.clipped.add(self._count_clipped(x[:, columns], limbs, scale), x.numel())
         return real, float(scale.median())
 
     def _count_clipped(self, x: torch.Tensor, limbs: torch.Tensor, scale: torch.Tensor) -> int:
@@ -137,9 +138,8 @@ class LayerStatistics:
         bits = self.config.outlier_bits - 1
         dropped = (torch.frexp(largest).exponent - bits).clamp(min=0)
         limit = torch.ldexp(torch.full_like(largest, 2**bits - 0.5), dropped)
-        return int(
-            (x.float().abs() >= limit * scale[:, None]).logical_and(scale[:, None] > 0).sum()
-        )
+        inv = torch.where(scale > 0, 1 / scale, 0)  # as quantisation does
+        return int((x.float().abs() * inv[:, None] >= limit).sum())
 
     def _measure_output(
         self, x: torch.Tensor, weight: torch.Tensor, counts: dict[float, int]

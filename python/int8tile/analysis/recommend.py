@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,8 +11,9 @@ from typing import Any
 
 from int8tile import _core
 from int8tile.analysis.measures import cosine_in_db
+from int8tile.analysis.patterns import mapping, shortened
 from int8tile.analysis.results import LayerReport, Report, ThresholdResult, finite
-from int8tile.config import Int8TileConfig, matches
+from int8tile.config import Int8TileConfig
 
 MIN_DB = 20.0  # noise a tenth of the signal
 TOLERANCE_DB = 1.0  # of the output, given away for fewer outlier columns
@@ -54,19 +53,11 @@ class Recommendation:
         groups: dict[str, list[str]] = {}
         for name, why in self.reasons.items():
             groups.setdefault(why, []).append(name)
-        return [(self._names(names), why) for why, names in groups.items()]
-
-    def _names(self, names: Sequence[str]) -> str:
-        shown = []
-        for name in names:
-            for pattern in self.config:
-                if pattern != "*" and matches(name, pattern):
-                    stood_for = [n for n in self.reasons if matches(n, pattern)]
-                    if len(stood_for) > 1 and set(stood_for) <= set(names):
-                        name = pattern
-                    break
-            shown.append({"*": "all others", "": "(root)"}.get(name, name))
-        return ", ".join(dict.fromkeys(shown))
+        layers = [name for name in self.reasons if name != "*"]
+        return [
+            ("all others" if names == ["*"] else shortened(names, self.config, layers), why)
+            for why, names in groups.items()
+        ]
 
     def __str__(self) -> str:
         return "\n".join(f"{names}: {why}" for names, why in self.grouped())
@@ -104,9 +95,10 @@ def recommend(
       own.
     - Bits cost no time, since two limbs hold 15: those of the report's config are kept unless
       more gain `bits_gain_db` in some layer.
-    - `outlier_gain` is turned on where it gains `outlier_gain_db` in some layer, and gamma is
-      chosen with it: it changes nothing in the others, and costs little where there are few outlier
-      columns. Where it is on in the report's config it stays on.
+    - `outlier_gain`, with the gamma that is best with it, is turned on where that gains
+      `outlier_gain_db` in some layer, or lifts one above `min_db`: it changes nothing in the
+      others, and costs little where there are few outlier columns. Where it is on in the report's
+      config it stays on.
     - Other options of a layer's own config are kept; those of most layers are those of "*".
     - A gradient that falls short of `min_db`, its cosine taken as dB, is computed in float. It was
       measured at the report's own gamma.
@@ -129,22 +121,17 @@ def recommend(
         )
     in_float = {each.name: why for each in layers if (why := _why_float(each, min_db))}
     voters = [each for each in layers if each.name not in in_float] or layers
-    choice = _choose(voters, any(each.config.outlier_gain for each in voters), tolerance_db)
-    most, where = max((_gained_db(each, choice.of(each)), each.name) for each in voters)
-    if not choice.gains and most >= outlier_gain_db:
-        choice = _choose(voters, True, tolerance_db)
-        most, where = max((_gained_db(each, choice.of(each)), each.name) for each in voters)
-    bits, bits_reason = _bits(voters, bits_gain_db)
+    choice, gain_reason = _choose_gains(voters, min_db, tolerance_db, outlier_gain_db)
     ((most_common, _),) = Counter(layer.config for layer in voters).most_common(1)
+    bits, bits_reason = _bits(voters, most_common.outlier_bits, bits_gain_db)
     base = replace(
         most_common, threshold=choice.gamma, outlier_bits=bits, outlier_gain=choice.gains
     )
-    common = [choice.reason, bits_reason]
-    if choice.gains:
-        common.append(f"outlier_gain: gains {most:.1f} dB in {where or '(root)'}")
-    common += _over_capacity(voters, choice)
+    common = [choice.reason, bits_reason, gain_reason, _over_capacity(voters)]
+    if len(in_float) == len(layers):
+        common = ["no layer is left, this is what those in float would choose", *common]
     own: dict[str, Int8TileConfig | None] = {}
-    reasons = {"*": "; ".join(common)}
+    reasons = {"*": "; ".join(filter(None, common))}
     for layer in layers:
         if layer.name in in_float:
             own[layer.name], reasons[layer.name] = None, in_float[layer.name]
@@ -153,7 +140,7 @@ def recommend(
         if config != base:
             own[layer.name], reasons[layer.name] = config, reason
     names = [*(each.name for each in layers), *report.unseen]
-    return Recommendation(_mapping(own, base, names), reasons)
+    return Recommendation(mapping(own, base, names), reasons)
 
 
 def _why_float(layer: LayerReport, min_db: float) -> str:
@@ -175,29 +162,57 @@ class _Choice:
     reason: str
 
     def of(self, layer: LayerReport) -> float | None:
+        """gamma of a layer."""
         return self.gammas[layer.name]
 
+    def y(self, layer: LayerReport) -> float:
+        """dB of a layer's output; infinite where it was not measured."""
+        (at,) = [each for each in layer.thresholds if each.threshold == self.of(layer)]
+        return _or_inf(at.y(self.gains))
 
-def _choose(layers: Sequence[LayerReport], gains: bool, tolerance_db: float) -> _Choice:
-    suited = {layer.name: _suited(layer, gains, tolerance_db) for layer in layers}
+
+def _choose_gains(
+    layers: Sequence[LayerReport], min_db: float, tolerance_db: float, least_db: float
+) -> tuple[_Choice, str]:
+    """Choose gamma without gains and with them; the latter where it is worth it, and why."""
+    without, gained = (_choose(layers, gains, min_db, tolerance_db) for gains in (False, True))
+
+    def gain(layer: LayerReport) -> float:
+        before, after = without.y(layer), gained.y(layer)
+        return after - before if math.isfinite(after - before) else 0.0
+
+    lifted = [each for each in layers if without.y(each) < min_db <= gained.y(each)]
+    best = max(lifted or layers, key=gain)
+    most, name = gain(best), best.name or "(root)"
+    if most >= least_db or lifted:
+        return gained, f"outlier_gain: gains {most:.1f} dB in {name}"
+    if any(each.config.outlier_gain for each in layers):
+        return gained, f"outlier_gain as configured: gains {max(most, 0):.1f} dB at most"
+    return without, ""
+
+
+def _choose(
+    layers: Sequence[LayerReport], gains: bool, min_db: float, tolerance_db: float
+) -> _Choice:
+    suited = {layer.name: _suited(layer, gains, min_db, tolerance_db) for layer in layers}
     gamma, reason = _common_gamma(layers, suited)
     gammas = {name: gamma if gamma in each else each[0] for name, each in suited.items()}
     return _Choice(gamma, gains, gammas, reason)
 
 
-def _over_capacity(layers: Sequence[LayerReport], choice: _Choice) -> list[str]:
-    """What to say of outlier columns that the capacity left no room for."""
-    over = [
-        each for each in layers if each.overflow_calls and _or_inf(choice.of(each)) > each.gamma
-    ]
+def _over_capacity(layers: Sequence[LayerReport]) -> str:
+    """What to say of outlier columns that the capacity leaves no room for."""
+    over = [each for each in layers if each.overflow_calls]
     if not over:
-        return []
-    most = max(each.most_columns for each in over)
-    enough = min(-(-most // 32) * 32, min(each.in_features for each in over))
-    return [
-        f"{len(over)} layers have up to {most} outlier columns at gamma {over[0].gamma:g}, more "
-        f"than the capacity: a config with outlier_capacity={enough} is worth a measurement"
-    ]
+        return ""
+    most = max(over, key=lambda each: each.most_columns)
+    enough = min(-(-most.most_columns // 32) * 32, most.in_features)
+    wide = f" for {most.in_features} input features" * (len({e.in_features for e in layers}) > 1)
+    return (
+        f"up to {most.most_columns} outlier columns at gamma {most.gamma:g} exceed the capacity "
+        f"of {most.capacity} in {most.name or '(root)'}: a config with "
+        f"outlier_capacity={enough}{wide} is worth a measurement"
+    )
 
 
 def _common_gamma(
@@ -235,7 +250,9 @@ def _held(layer: LayerReport) -> list[ThresholdResult]:
     return [each for each in layer.thresholds if each.overflow_calls == 0]
 
 
-def _suited(layer: LayerReport, gains: bool, tolerance_db: float) -> list[float | None]:
+def _suited(
+    layer: LayerReport, gains: bool, min_db: float, tolerance_db: float
+) -> list[float | None]:
     """Thresholds that hold the capacity and keep the output, the cheapest first."""
     cosines = (layer.cosine["grad_weight_plain"], layer.cosine["grad_weight_split"])
     plain_db, split_db = (math.inf if c is None else cosine_in_db(c) for c in cosines)
@@ -243,39 +260,26 @@ def _suited(layer: LayerReport, gains: bool, tolerance_db: float) -> list[float 
     all_held = _held(layer)
     held = [each for each in all_held if each.mean > 0 or not splits_for_gradient] or all_held
     best = max(_or_inf(each.y(gains)) for each in held)  # unmeasured: nothing against it
-    kept = [each for each in held if _or_inf(each.y(gains)) >= best - tolerance_db]
+    least = max(best - tolerance_db, min(best, min_db))
+    kept = [each for each in held if _or_inf(each.y(gains)) >= least]
     kept.sort(key=lambda each: (each.mean, _or_inf(each.threshold)))
     return [each.threshold for each in kept]
 
 
-def _bits(layers: Sequence[LayerReport], gain_db: float) -> tuple[int, str]:
-    configured = layers[0].config.outlier_bits
-
+def _bits(layers: Sequence[LayerReport], configured: int, gain_db: float) -> tuple[int, str]:
     def gain(layer: LayerReport, bits: int) -> float:
         before, after = layer.bits_db.get(configured), layer.bits_db.get(bits)
         if before is None or after is None or not math.isfinite(before + after):
             return 0.0
         return after - before
 
-    gains = {
-        bits: max(gain(layer, bits) for layer in layers)
-        for bits in sorted(layers[0].bits_db)
-        if bits > configured
-    }
+    known = sorted({bits for layer in layers for bits in layer.bits_db if bits > configured})
+    gains = {bits: max(gain(layer, bits) for layer in layers) for bits in known}
     most = max(gains.values(), default=0.0)
     if most < gain_db:
         return configured, f"{configured} bits: more would gain {max(most, 0):.1f} dB at most"
-    bits = next(b for b, each in gains.items() if each > most - gain_db)
+    bits = next(b for b, each in gains.items() if each >= gain_db and each > most - gain_db)
     return bits, f"{bits} bits: gain {gains[bits]:.1f} dB over {configured} in one layer"
-
-
-def _gained_db(layer: LayerReport, gamma: float | None) -> float:
-    """What `outlier_gain` adds to the output at a threshold; not below 0."""
-    (at,) = [each for each in layer.thresholds if each.threshold == gamma]
-    if not gamma or at.y_db is None or at.y_gain_db is None:
-        return 0.0
-    gained = at.y_gain_db - at.y_db
-    return max(0.0, gained) if math.isfinite(gained) else 0.0
 
 
 def _for_layer(
@@ -322,23 +326,3 @@ def _what_is_wrong(
     if other.overflow_calls:
         return f"at {text} {other.most} columns exceed the capacity"
     return f"the output has {y_db:.1f} dB instead of {_or_inf(other.y(gains)):.1f} at {text}"
-
-
-def _mapping(
-    own: dict[str, Int8TileConfig | None], base: Int8TileConfig, names: Sequence[str]
-) -> dict[str, Int8TileConfig | None]:
-    """The mapping in which each layer's first match is its own config."""
-    wanted = {name: own.get(name, base) for name in names}
-    listed: dict[str, Int8TileConfig | None] = {}
-    for name, config in own.items():
-        every = re.sub(r"\d+", "*", glob.escape(name))  # the layers of this kind in all blocks
-        alike = [config == wanted[n] for n in names if matches(n, every)]
-        listed[every if len(alike) > 1 and all(alike) and every != "*" else glob.escape(name)] = (
-            config
-        )
-    # A name is also a pattern for names that end in it: the longer come first, and a layer that a
-    # shorter name would catch is listed too.
-    caught = [n for n in names if n not in own and any(matches(n, p) for p in listed)]
-    listed |= {glob.escape(name): base for name in caught}
-    ordered = sorted(listed, key=lambda pattern: -pattern.count("."))
-    return {**{pattern: listed[pattern] for pattern in ordered}, "*": base}

@@ -87,8 +87,8 @@ class LayerReport:
         variance: both sides of the mixture-variance inequality.
         distortion: chi-square divergence, HCR bound and the variance it bounds, Tukey's leverage
             and sensitivity; of x without and with the split.
-        clipped: share of x's values that rounding took beyond the largest integer, without and with
-            the split. Scales cover the largest value: only outliers at the end of their bits are.
+        clipped: share of x's values that rounding took beyond the largest integer. Scales cover
+            the largest value: only outliers at the end of their bits are, so none without a split.
         why_float: why float32 is expected to be as fast for so many tokens; empty where int8 is
             expected to be faster, and for a layer that is not on the CPU.
         absmax: [k] of each column over all calls; not in report.json.
@@ -122,7 +122,7 @@ class LayerReport:
     bits_db: dict[int, float | None]
     variance: dict[str, float]
     distortion: dict[str, dict[str, float] | None]
-    clipped: dict[str, float | None]
+    clipped: float | None
     why_float: str
     absmax: npt.NDArray[np.float32] = field(repr=False)
     histogram: tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] = field(repr=False)
@@ -278,7 +278,7 @@ def _layer(name: str, module: nn.Linear, seen: LayerStatistics) -> LayerReport:
         bits_db={bits: each.db for bits, each in seen.y_by_bits.items()},
         variance=asdict(mixture_variance(seen.regular, seen.outlier)),
         distortion={arm: _distortion(seen, arm) for arm in (PLAIN, SPLIT)},
-        clipped={arm: each.value for arm, each in seen.clipped.items()},
+        clipped=seen.clipped.value,
         why_float=_why_float(tokens, module),
         absmax=seen.absmax.numpy().copy(),
         histogram=seen.histogram.bars(),

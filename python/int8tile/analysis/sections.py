@@ -134,10 +134,10 @@ def _distributions(report: Report) -> str:
         "values that rounding took beyond the largest integer. The variance of regular and outlier "
         "values apart, weighted, is at most that of all. Chi²: the divergence of the quantized "
         f"distribution from the original, 0 if none, without the split {ARROW.strip()} with it, of "
-        "counts in bins no narrower than an int8 step. HCR bound: the variance of |x| over these "
-        "bins that lets its mean move as far as the counts say, as a share of the variance there "
-        "is. Leverage: how far the mean of |x| moved, of the values themselves; sensitivity: its "
-        "square over their variance."
+        "counts in bins no narrower than a step with the split. HCR bound: the variance of |x| "
+        "over these bins that lets its mean move as far as the counts say, as a share of the "
+        "variance there is. Leverage: how far the mean of |x| moved, of the values themselves; "
+        "sensitivity: its square over their variance."
     )
     rows = {layer.name: _distribution(layer) for layer in report.layers.values()}
     return _section("Distribution of the inputs", note, names, rows)
@@ -157,9 +157,7 @@ def _distribution(layer: LayerReport) -> list[Cell]:
     return [
         Cell(f"{share:.2%}", share),
         Cell(f"{layer.outlier_energy:.1%}", layer.outlier_energy),
-        pair(
-            Cell("-" if c is None else f"{c:.2g}" if c else "0", c) for c in layer.clipped.values()
-        ),
+        Cell("-" if layer.clipped is None else f"{layer.clipped:.2g}", layer.clipped),
         Cell(f"{variance['within']:.4g}", variance["within"]),
         Cell(f"{variance['total']:.4g}", variance["total"]),
         both(lambda arm: arm["chi_square"]),
