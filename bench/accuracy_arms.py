@@ -109,6 +109,14 @@ def threshold_grid(gammas: tuple[float | None, ...], bits: tuple[int, ...]) -> d
     return chosen(BASELINE) | grid
 
 
+def product_grid() -> dict[str, Arm]:
+    """Make an arm for each product of a layer in float, and for the rounding of gradients."""
+    products = ("forward", "grad_input", "grad_weight")
+    arms = {f"{product} in float": int8(**{product: False}) for product in products}
+    stochastic = {"stochastic gradients": int8(grad_rounding="stochastic")}
+    return chosen(BASELINE, "int8-split") | arms | stochastic
+
+
 def scale_grid(bits: tuple[int, ...]) -> dict[str, Arm]:
     """Make an arm for each granularity, kind of scale and rounding, and for outlier bits."""
     arms = {

@@ -300,6 +300,7 @@ PLOTS: Mapping[str, Mapping[str, Plot]] = {
     "fp8": {"": by_stress},
     "threshold": {"": thresholds},
     "scales": {"": bars},
+    "products": {"": bars},
     "gain": {"": gains},
     "convergence": {
         "": curves("smoothed", "training loss, mean of the last fifth of the steps", False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from accuracy_arms import Arm, chosen, scale_grid, threshold_grid
+from accuracy_arms import Arm, chosen, product_grid, scale_grid, threshold_grid
 from accuracy_runs import GRADIENT, RECIPES, TRAIN, Recipe, Run
 
 ALL_TASKS = ("sst2", "mrpc", "qnli", "rte", "squad")
@@ -61,6 +61,13 @@ SPECS = {
         (60, 1),
         True,
         "granularity, kind of scale, rounding, outlier bits",
+    ),
+    "products": Spec(
+        product_grid(),
+        ("squad", "sst2"),
+        (60, 1),
+        True,
+        "which of a layer's three products loses",
     ),
     "gain": Spec(
         chosen("fp32", "int8", "int8-split", "int8-gain"),
