@@ -110,11 +110,12 @@ def threshold_grid(gammas: tuple[float | None, ...], bits: tuple[int, ...]) -> d
 
 
 def product_grid() -> dict[str, Arm]:
-    """Make an arm for each product of a layer in float, and for the rounding of gradients."""
+    """Make an arm for each product of a layer in float, and for each treatment of gradients."""
     products = ("forward", "grad_input", "grad_weight")
     arms = {f"{product} in float": int8(**{product: False}) for product in products}
-    stochastic = {"stochastic gradients": int8(grad_rounding="stochastic")}
-    return chosen(BASELINE, "int8-split") | arms | stochastic
+    arms["stochastic gradients"] = int8(grad_rounding="stochastic")
+    arms["grad_split"] = int8(grad_split=True)
+    return chosen(BASELINE, "int8-split") | arms
 
 
 def scale_grid(bits: tuple[int, ...]) -> dict[str, Arm]:

@@ -27,6 +27,7 @@ class Options:
     rounding: str = "nearest"
     seed: int = SEED
     gain: bool = False  # of outlier columns
+    grad_split: bool = False  # outlier tokens of g in two limbs
 
     @property
     def scales(self):
@@ -38,16 +39,17 @@ class Options:
 
     def __str__(self):
         split = f"split{self.bits}" if self.threshold else "nosplit"
-        gain = "-gain" * self.gain
-        return f"{split}-{self.granularity}-{self.scale}-{self.rounding}{gain}"
+        more = "-gain" * self.gain + "-gradsplit" * self.grad_split
+        return f"{split}-{self.granularity}-{self.scale}-{self.rounding}{more}"
 
 
 ALL_SCALES = [Options(granularity=g, scale=s) for g in GRANULARITIES for s in SCALES]
 ALL_OPTIONS = [
-    Options(granularity=g, scale=s, rounding=r)
+    Options(granularity=g, scale=s, rounding=r, grad_split=t)
     for g in GRANULARITIES
     for s in SCALES
     for r in ROUNDINGS
+    for t in (False, True)
 ]
 
 

@@ -196,6 +196,7 @@ def grad_weight(g, saved, k, options=DEFAULT, *, isa="", threads=1, out="float32
         bias.address,
         threads,
         isa,
+        options.grad_split,
     )
     return _checked(result, bias)
 
@@ -213,6 +214,7 @@ def backward(g, w, saved, options=DEFAULT, *, isa="", threads=1, out="float32"):
         results[2].address,
         threads,
         isa,
+        options.grad_split,
     )
     return _checked(*results)
 
@@ -282,7 +284,7 @@ def assert_matches_reference(
     assert_same(result.y, store(y, out))
     expected = reference.grad_input(load(g), load(w), **options.grad)
     assert_same(grad_input(g, w, options, **run), store(expected, out))
-    expected = reference.grad_weight(load(g), split, **options.grad)
+    expected = reference.grad_weight(load(g), split, **options.grad, grad_split=options.grad_split)
     separate = grad_weight(g, result, x.shape[1], options, **run)
     assert_same(separate[0], store(expected, out))
     together = backward(g, w, result, options, **run)

@@ -66,6 +66,7 @@ def drawn_options(rng):
         scale=str(rng.choice(SCALES)),
         rounding=str(rng.choice(ROUNDINGS)),
         seed=int(rng.integers(-(2**63), 2**63)),
+        grad_split=bool(rng.integers(2)),
     )
 
 

@@ -97,6 +97,8 @@ def test_linear_grad_weight(x, device):
     saved = saved_for(activations(len(g), 30, device=device), randn(40, 30, seed=1, device=device))
     check("linear_grad_weight", g, *saved, 30)
     check("linear_grad_weight", g, *saved, 30, with_bias=False, out_dtype=torch.float16)
+    if device.type == "cpu":
+        check("linear_grad_weight", g, *saved, 30, grad_split=True)
 
 
 @EACH_INPUT
@@ -106,6 +108,8 @@ def test_linear_backward(x, device):
     saved = saved_for(activations(len(g), 30, device=device), w.detach())
     check("linear_backward", g, w, *saved)
     check("linear_backward", g, w, *saved, with_bias=False, out_dtype=torch.float16)
+    if device.type == "cpu":
+        check("linear_backward", g, w, *saved, grad_split=True)
 
 
 @EACH_OPTION

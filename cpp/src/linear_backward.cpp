@@ -10,6 +10,7 @@
 #include "int8tile/parallel.hpp"
 #include "pack.hpp"
 #include "rows.hpp"
+#include "tokens.hpp"
 
 namespace int8tile {
 
@@ -87,7 +88,7 @@ void linear_grad_input(const GradInputArgs& args, const CpuFacts& cpu) {
 namespace {
 
 struct GradWeightScratch {
-  GradWeightScratch(Arena& arena, const GemmPlan& plan, int64_t outliers)
+  GradWeightScratch(Arena& arena, const GemmPlan& plan, int64_t outliers, int64_t tokens)
       : a(arena.take<int8_t>(plan.m * plan.k_padded)),
         compensation(arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
         grad_scale(arena.take<float>(plan.m)),
@@ -95,7 +96,12 @@ struct GradWeightScratch {
         low(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, outliers, plan.k))),
         high_sum(arena.take<int32_t>(plan.m * outliers)),
         low_sum(arena.take<int32_t>(plan.m * outliers)),
-        limb_grad(arena.take<float>(plan.m * outliers)) {}
+        limb_grad(arena.take<float>(plan.m * outliers)),
+        token_high(arena.take<int8_t>(tokens * round_up(plan.m, kDepthAlign))),
+        a_high(arena.take<int8_t>(plan.m * tokens)),
+        b_tokens(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, plan.n, tokens))),
+        b_tokens_high(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, outliers, tokens))),
+        b_tokens_low(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, outliers, tokens))) {}
   int8_t* a;
   int32_t* compensation;
   float* grad_scale;   // [n]
@@ -103,12 +109,31 @@ struct GradWeightScratch {
   uint8_t* low;
   int32_t *high_sum, *low_sum;
   float* limb_grad;
+  int8_t *token_high, *a_high;  // of g's outlier tokens
+  uint8_t *b_tokens, *b_tokens_high, *b_tokens_low;
+};
+
+// The outlier tokens of g as limb panels of the operands.
+struct TokenPanels {
+  const CpuFacts& cpu;
+  const std::vector<int32_t>& index;  // whole turns of K; empty: no token is an outlier
+  int64_t depth;                      // of the regular panels of B
+
+  // b // takes the panels of `rows` rows of operands.b
+  void add(GemmOperands& operands, const int8_t* a_high, int64_t rows, uint8_t* b) const {
+    if (index.empty()) return;
+    operands.outliers = static_cast<int64_t>(index.size());
+    operands.a_high = a_high;
+    operands.b_outlier = b;
+    gather_outlier_weights(cpu, operands.b, rows, depth, index.data(), operands.outliers, b);
+  }
 };
 
 constexpr int64_t kLimbRows = 64;  // rows of grad_w per task
 
 // grad_w[:, j] of the outlier columns: 128 * high + low, combined in float32 per slice.
-void limb_columns(const GradWeightArgs& args, const GemmPlan& plan, const GradWeightScratch& at) {
+void limb_columns(const GradWeightArgs& args, const GemmPlan& plan, const GradWeightScratch& at,
+                  const TokenPanels& tokens) {
   const int64_t n = plan.m, count = args.outliers;
   gather_panel_rows(plan.cpu, args.saved_regular, plan.k_padded, args.index, count, at.low);
   GemmPlan limb_plan = plan_gemm(n, count, plan.k, 0, kMaxOutlierBits, plan.cpu);
@@ -117,6 +142,8 @@ void limb_columns(const GradWeightArgs& args, const GemmPlan& plan, const GradWe
   high.compensation = low.compensation = at.compensation;
   high.b = args.saved_high;
   low.b = at.low;
+  tokens.add(high, at.a_high, count, at.b_tokens_high);
+  tokens.add(low, at.a_high, count, at.b_tokens_low);
   for (std::size_t s = 0; s < plan.slices.size(); ++s) {
     gemm_integers(limb_plan, high, s, at.high_sum);
     gemm_integers(limb_plan, low, s, at.low_sum);
@@ -147,21 +174,51 @@ class GradWeight {
   GradWeight(const GradWeightArgs& args, const CpuFacts& cpu)
       : args_(args),
         plan_(plan_gemm(args.grad_output.cols, args.in_features, args.grad_output.rows, 0,
-                        kMaxOutlierBits, cpu)),
-        scratch_(plan_, args.outliers) {}
+                        kMaxOutlierBits, cpu)) {
+    if (args.split_tokens) {
+      tokens_ = find_outlier_tokens(args.grad_output, fold_of(args), cpu);
+      const int64_t slots = round_up(static_cast<int64_t>(tokens_.index.size()), kDepthAlign);
+      tokens_.index.resize(static_cast<std::size_t>(slots), 0);  // with limbs of zero
+    }
+    scratch_.emplace(plan_, args.outliers, static_cast<int64_t>(tokens_.index.size()));
+  }
 
-  // absmax // [n] bits, of the columns of g times its fold
+  // Multiplies g before the absmax of the regular rows: an outlier token counts as zeros.
+  const float* regular_fold() {
+    if (tokens_.index.empty()) return fold_of(args_);
+    const float* fold = fold_of(args_);
+    regular_fold_.resize(tokens_.slot.size());
+    for (std::size_t i = 0; i < tokens_.slot.size(); ++i)
+      regular_fold_[i] = tokens_.slot[i] >= 0 ? 0.0f : fold ? fold[i] : 1.0f;
+    return regular_fold_.data();
+  }
+
+  // absmax // [n] bits, of the columns of g times its regular_fold
   void quantize(const uint32_t* absmax) const {
+    const GradWeightScratch& at = scratch_->at;
+    const int64_t n = plan_.m, slots = static_cast<int64_t>(tokens_.index.size());
+    const int64_t stride = round_up(n, kDepthAlign);
     QuantizeTargets targets;
-    targets.a_transposed = scratch_.at.a;
-    targets.compensation = scratch_.at.compensation;
+    targets.a_transposed = at.a;
+    targets.compensation = at.compensation;
     targets.slices = &plan_.slices;
+    if (slots == 0)
+      return quantize_columns(args_.grad_output, fold_of(args_), absmax, args_.spec, plan_.cpu,
+                              targets, at.grad_scale);
+    const std::vector<uint32_t> outlier_absmax =
+        token_absmax(args_.grad_output, fold_of(args_), tokens_, plan_.cpu);
+    std::fill_n(at.token_high, slots * stride, int8_t{0});
+    const TokenTargets targets_of_tokens{tokens_.slot.data(), outlier_absmax.data(), at.token_high,
+                                         stride};
     quantize_columns(args_.grad_output, fold_of(args_), absmax, args_.spec, plan_.cpu, targets,
-                     scratch_.at.grad_scale);
+                     at.grad_scale, &targets_of_tokens);
+    pack_transposed(*plan_.cpu.kernel, {at.token_high, stride, 0, slots, n}, slots, at.a_high,
+                    nullptr);
   }
 
   void multiply() const {
-    const GradWeightScratch& at = scratch_.at;
+    const GradWeightScratch& at = scratch_->at;
+    const TokenPanels tokens{plan_.cpu, tokens_.index, plan_.k_padded};
     std::fill_n(at.input_scale, args_.in_features, fold_of(args_) ? 1.0f : args_.input_scale[0]);
     if (args_.gain)
       for (int64_t t = 0; t < args_.outliers; ++t)
@@ -170,14 +227,17 @@ class GradWeight {
     operands.a = at.a;
     operands.b = args_.saved_regular;
     operands.compensation = at.compensation;
+    tokens.add(operands, at.a_high, plan_.n, at.b_tokens);
     gemm(plan_, operands, {at.grad_scale, at.input_scale, nullptr, args_.out});
-    if (args_.outliers > 0) limb_columns(args_, plan_, at);
+    if (args_.outliers > 0) limb_columns(args_, plan_, at, tokens);
   }
 
  private:
   const GradWeightArgs& args_;
   GemmPlan plan_;
-  Workspace<GradWeightScratch> scratch_;
+  OutlierTokens tokens_;
+  std::vector<float> regular_fold_;
+  std::optional<Workspace<GradWeightScratch>> scratch_;
 };
 
 }  // namespace
@@ -185,10 +245,13 @@ class GradWeight {
 void linear_grad_weight(const GradWeightArgs& args, const CpuFacts& cpu) {
   const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
   std::vector<uint32_t> absmax(static_cast<std::size_t>(n));
-  column_stats(args.grad_output, {fold_of(args), false, absmax.data(), args.grad_bias}, cpu);
-  if (m == 0) return fill_zero(args.out, n, k, cpu);
-  if (n == 0 || k == 0) return;
-  const GradWeight grad(args, cpu);
+  if (m == 0 || n == 0 || k == 0) {
+    column_stats(args.grad_output, {nullptr, false, absmax.data(), args.grad_bias}, cpu);
+    if (m == 0) fill_zero(args.out, n, k, cpu);
+    return;
+  }
+  GradWeight grad(args, cpu);
+  column_stats(args.grad_output, {grad.regular_fold(), false, absmax.data(), args.grad_bias}, cpu);
   grad.quantize(absmax.data());
   grad.multiply();
 }
@@ -203,9 +266,10 @@ void linear_backward(const GradInputArgs& input_args, const GradWeightArgs& weig
     return;
   }
   std::vector<uint32_t> absmax(static_cast<std::size_t>(n));
-  const ColumnStats columns{fold_of(weight_args), false, absmax.data(), weight_args.grad_bias};
   std::optional<GradInput> grad_input(std::in_place, input_args, cpu);
-  const GradWeight grad_weight(weight_args, cpu);
+  GradWeight grad_weight(weight_args, cpu);
+  const ColumnStats columns{grad_weight.regular_fold(), false, absmax.data(),
+                            weight_args.grad_bias};
   grad_input->quantize(&columns);
   grad_weight.quantize(absmax.data());  // while g is still in the caches
   grad_input->multiply();

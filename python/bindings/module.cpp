@@ -132,7 +132,8 @@ const int32_t* read_gains(const char* who, const int32_t* gain, int64_t found) {
 }
 
 GradWeightArgs grad_weight_args(const char* who, const Matrix& grad_output, const Saved& saved,
-                                const QuantizeSpec& spec, const Matrix& out, Address grad_bias) {
+                                const QuantizeSpec& spec, const Matrix& out, Address grad_bias,
+                                bool split_tokens) {
   const auto [regular, high, input_scale, index, count, capacity, gains] = saved;
   GradWeightArgs args;
   args.grad_output = view(grad_output);
@@ -148,6 +149,7 @@ GradWeightArgs grad_weight_args(const char* who, const Matrix& grad_output, cons
   args.spec.gemm_id = spec.granularity == Granularity::kTensor ? 1 : 2;
   args.out = output(out);
   args.grad_bias = pointer<float>(grad_bias);
+  args.split_tokens = split_tokens;
   return args;
 }
 
@@ -164,10 +166,11 @@ void grad_input(const Matrix& grad_output, const Matrix& weight, Address packed,
 
 void grad_weight(const Matrix& grad_output, const Saved& saved, const std::string& granularity,
                  const std::string& scale, const std::string& rounding, int64_t seed,
-                 const Matrix& out, Address grad_bias, int threads, const std::string& isa) {
+                 const Matrix& out, Address grad_bias, int threads, const std::string& isa,
+                 bool split_tokens) {
   const QuantizeSpec spec = spec_of(granularity, scale, rounding, seed);
-  const auto args =
-      grad_weight_args("int8tile::linear_grad_weight", grad_output, saved, spec, out, grad_bias);
+  const auto args = grad_weight_args("int8tile::linear_grad_weight", grad_output, saved, spec, out,
+                                     grad_bias, split_tokens);
   const CpuFacts cpu = cpu_facts(threads, isa);
   const py::gil_scoped_release release;
   linear_grad_weight(args, cpu);
@@ -176,11 +179,11 @@ void grad_weight(const Matrix& grad_output, const Saved& saved, const std::strin
 void backward(const Matrix& grad_output, const Matrix& weight, const Saved& saved,
               const std::string& granularity, const std::string& scale, const std::string& rounding,
               int64_t seed, const Matrix& grad_input, const Matrix& grad_weight, Address grad_bias,
-              int threads, const std::string& isa) {
+              int threads, const std::string& isa, bool split_tokens) {
   const QuantizeSpec spec = spec_of(granularity, scale, rounding, seed);
   const auto input = grad_input_args(grad_output, weight, 0, 0, spec, grad_input);
   const auto by_weight = grad_weight_args("int8tile::linear_backward", grad_output, saved, spec,
-                                          grad_weight, grad_bias);
+                                          grad_weight, grad_bias, split_tokens);
   const CpuFacts cpu = cpu_facts(threads, isa);
   const py::gil_scoped_release release;
   linear_backward(input, by_weight, cpu);
@@ -352,11 +355,12 @@ PYBIND11_MODULE(_core, m) {
         py::arg("isa") = "");
   m.def("linear_grad_weight", &grad_weight, py::arg("grad_output"), py::arg("saved"),
         py::arg("granularity"), py::arg("scale"), py::arg("rounding"), py::arg("seed"),
-        py::arg("out"), py::arg("grad_bias"), py::arg("threads"), py::arg("isa") = "");
+        py::arg("out"), py::arg("grad_bias"), py::arg("threads"), py::arg("isa") = "",
+        py::arg("split_tokens") = false);
   m.def("linear_backward", &backward, py::arg("grad_output"), py::arg("weight"), py::arg("saved"),
         py::arg("granularity"), py::arg("scale"), py::arg("rounding"), py::arg("seed"),
         py::arg("grad_input"), py::arg("grad_weight"), py::arg("grad_bias"), py::arg("threads"),
-        py::arg("isa") = "");
+        py::arg("isa") = "", py::arg("split_tokens") = false);
   m.def("pack_weight", &pack, py::arg("weight"), py::arg("granularity"), py::arg("scale"),
         py::arg("transposed"), py::arg("panels"), py::arg("scales"), py::arg("threads"),
         py::arg("isa") = "");

@@ -156,6 +156,7 @@ def linear_grad_weight(
     grad_bias: int,
     threads: int,
     isa: str = "",
+    split_tokens: bool = False,
 ) -> None: ...
 def linear_backward(
     grad_output: _Matrix,
@@ -170,6 +171,7 @@ def linear_backward(
     grad_bias: int,
     threads: int,
     isa: str = "",
+    split_tokens: bool = False,
 ) -> None: ...
 def pack_weight(
     weight: _Matrix,

@@ -71,6 +71,11 @@ class Int8TileConfig:
             keeps it within the absmax of its rows, and divide the input's column by it, as far as
             that stays above the threshold. The product is the same; where a large input feature
             meets small weights, these keep more of their bits.
+        grad_split: hold the largest tokens of the output gradient, 4 in each 64, in two int8 limbs
+            of 15 bits for grad_weight, whose scales otherwise span all tokens of a call. For
+            losses that few tokens decide, such as question answering. Twice as many tokens share
+            4 and so on where int32 sums could overflow, from about 14,000 tokens of a call. On
+            CPU only.
         min_tokens: a call with fewer rows than this (the product of the input's leading
             dimensions) runs `torch.nn.functional.linear`, forward and backward, with nothing in
             int8. 0: never. For generation and single-row evaluation while the weight is trained,
@@ -96,6 +101,7 @@ class Int8TileConfig:
     grad_weight: bool = True
     min_tokens: int = 0
     outlier_gain: bool = False
+    grad_split: bool = False
 
     def __post_init__(self) -> None:
         who = "int8tile.Int8TileConfig"
@@ -115,8 +121,9 @@ class Int8TileConfig:
             raise ValueError(
                 f"{who}: outlier_capacity must be None or >= 0; got {self.outlier_capacity}"
             )
-        if not isinstance(self.outlier_gain, bool):
-            raise TypeError(f"{who}: outlier_gain must be a bool; got {self.outlier_gain!r}")
+        for name in ("outlier_gain", "grad_split"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{who}: {name} must be a bool; got {getattr(self, name)!r}")
         if not isinstance(self.min_tokens, Integral):
             raise TypeError(f"{who}: min_tokens must be an int; got {self.min_tokens!r}")
         if self.min_tokens < 0:
@@ -156,6 +163,11 @@ class Int8TileConfig:
     def switches(self) -> tuple[bool, bool, bool]:
         """Int8 for forward, grad_input and grad_weight."""
         return self.forward, self.grad_input, self.grad_weight
+
+    @property
+    def extras(self) -> tuple[bool, bool]:
+        """outlier_gain and grad_split, as the ops take them."""
+        return self.outlier_gain, self.grad_split
 
 
 ConfigMapping = Mapping[str, "Int8TileConfig | None"]

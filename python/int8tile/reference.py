@@ -6,7 +6,9 @@ bit for bit on every backend. Start reading at `linear_forward`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float32]
 Int8Array = npt.NDArray[np.int8]
 IntArray = npt.NDArray[np.int64]
+AnyInt = Int8Array | IntArray
 
 INT8_MAX = 127
 OUTLIER_MAX = 16383  # two limbs hold a sign and 14 bits
@@ -248,7 +251,7 @@ def slices_of(depth: int, capacity: int = 0) -> list[tuple[int, int]]:
 
 
 def gemm(
-    a: Int8Array, b: Int8Array, a_high: Int8Array | None = None, b_high: Int8Array | None = None
+    a: AnyInt, b: AnyInt, a_high: Int8Array | None = None, b_high: Int8Array | None = None
 ) -> npt.NDArray[np.int32]:
     """((a_high @ b_high.T) << 7) + a @ b.T, exact; [m, n] int32.
 
@@ -349,6 +352,52 @@ def grad_input(
     return total
 
 
+def token_block(tokens: int) -> int:
+    """Rows of a block, of which the four largest are outlier tokens; 0: there are none.
+
+    64, or twice that and so on until sums over all tokens fit int32 in one slice.
+    """
+    if tokens > SLICE_DEPTH:
+        return 0
+    block = 64
+    while (tokens * INT8_MAX + -(-tokens // block) * 4 * (OUTLIER_MAX + 1)) * 128 >= 2**31:
+        if block >= tokens:
+            return 0
+        block *= 2
+    return block
+
+
+def outlier_tokens(g: FloatArray) -> npt.NDArray[np.bool_]:
+    """Which rows of g [m, n] have one of the four largest absmax of their block, [m]."""
+    largest = absmax(g, axis=1).view(np.uint32)
+    found = np.zeros(len(g), bool)
+    block = token_block(len(g))
+    for begin in range(0, len(g), block) if block else ():
+        order = np.argsort(-largest[begin : begin + block].astype(np.int64), kind="stable")
+        found[begin + order[:4]] = True
+    return found
+
+
+def quantize_tokens(
+    g: FloatArray,
+    *,
+    granularity: str = "row",
+    scale: str = "absmax",
+    rounding: str = "nearest",
+    seed: int = 0,
+    gemm_id: int = 0,
+) -> tuple[IntArray, FloatArray]:
+    """g [m, n] with a scale per column, transposed: [n, m] int8, its outlier tokens of 15 bits,
+    rounded to nearest, and the scales."""
+    found = outlier_tokens(g)
+    regular = np.where(found[:, None], np.float32(0), g)
+    s = _row_scales(regular.T, g[found].T, granularity, scale, 15)
+    with np.errstate(all="ignore"):
+        q = _round(g * s.inv, INT8_MAX, rounding, seed, gemm_id)
+        q[found] = _round(g[found] * s.inv, OUTLIER_MAX, "nearest", 0, 0)
+    return q.T, s.scale
+
+
 def grad_weight(
     g: FloatArray,
     split: Split,
@@ -357,18 +406,22 @@ def grad_weight(
     scale: str = "absmax",
     rounding: str = "nearest",
     seed: int = 0,
+    grad_split: bool = False,
 ) -> FloatArray:
-    """grad_w = g.T @ x, [n, k] float32: the row scales of x are folded into g first."""
+    """grad_w = g.T @ x, [n, k] float32: the row scales of x are folded into g first, and with
+    `grad_split` its outlier tokens keep 15 bits."""
     tensor = granularity == "tensor"
-    g8, g_scale = quantize(
+    with np.errstate(all="ignore"):
+        g = np.asarray(g, np.float32) if tensor else g * split.scale[:, None]
+    quantize_columns: Callable[..., tuple[AnyInt, FloatArray]]
+    quantize_columns = quantize_tokens if grad_split else partial(quantize, transpose=True)
+    g8, g_scale = quantize_columns(
         g,
-        fold=None if tensor else split.scale,
         granularity=granularity,
         scale=scale,
         rounding=rounding,
         seed=seed,
         gemm_id=1 if tensor else 2,
-        transpose=True,
     )
     k = split.q.shape[1]
     x_scale = np.full(k, split.scale[0] if tensor and len(g) else 1, np.float32)

@@ -67,6 +67,14 @@ struct OutlierTargets {
   int64_t capacity = 0;
 };
 
+/// Where rows of x go that are quantised in two limbs by quantize_columns.
+struct TokenTargets {
+  const int32_t* slot = nullptr;     // [rows] of `high`, -1: a regular row
+  const uint32_t* absmax = nullptr;  // [cols] bits, of these rows times their fold
+  int8_t* high = nullptr;            // row-major [slots, stride]; low limbs stand in place
+  int64_t stride = 0;
+};
+
 /// One scale per row of x (or one for the tensor). fold // [rows] multiplies x first; may be null.
 /// scale // [rows] float32. With low limbs in place they are also in `b_transposed`, always.
 /// `columns` are gathered of x in the same pass (of x as it is, without `fold`); may be
@@ -77,10 +85,11 @@ void quantize_rows(const MatrixView& x, const float* fold, const QuantizeSpec& s
                    const ColumnStats* columns = nullptr);
 
 /// One scale per column of x (or one for the tensor). fold // [rows] multiplies x first; may be
-/// null. absmax // [cols] bits of max_i |x[i,j] * fold[i]|. scale // [cols] float32.
+/// null. absmax // [cols] bits of max_i |x[i,j] * fold[i]|, without `tokens`. scale // [cols]
+/// float32. tokens // rows that keep 15 bits, rounded to nearest; null: none
 void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* absmax,
                       const QuantizeSpec& spec, const CpuFacts& cpu, const QuantizeTargets& targets,
-                      float* scale);
+                      float* scale, const TokenTargets* tokens = nullptr);
 /// The same, finding the absmax first.
 void quantize_columns(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
                       const CpuFacts& cpu, const QuantizeTargets& targets, float* scale);

@@ -211,7 +211,7 @@ class LayerStatistics:
             for name, split in (("plain", self._plain), ("split", self.config.split)):
                 saved = self._save(x, weight, split)
                 grad, _ = torch.ops.int8tile.linear_grad_weight(
-                    g, *saved, weight.shape[1], *how, torch.float32, False
+                    g, *saved, weight.shape[1], *how, torch.float32, False, self.config.grad_split
                 )
                 self.cosine[f"grad_weight_{name}"].add(exact, grad)
 

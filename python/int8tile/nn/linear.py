@@ -122,7 +122,7 @@ class Int8Linear(nn.Linear):
         weight, bias = self.weight, self.bias
         if torch.compiler.is_compiling():
             traced: torch.Tensor = torch.ops.int8tile.linear_switched(
-                input, weight, bias, *c.split, *c.scales, *c.switches, c.outlier_gain
+                input, weight, bias, *c.split, *c.scales, *c.switches, *c.extras
             )
             return traced
         cache = self.__dict__.get("_cache")
@@ -133,9 +133,7 @@ class Int8Linear(nn.Linear):
         elif cache is None:
             cache = self.__dict__["_cache"] = FrozenWeightCache()
         shared = self.__dict__.get("_shared")
-        return linear(
-            input, weight, bias, c.split, c.scales, c.switches, cache, shared, c.outlier_gain
-        )
+        return linear(input, weight, bias, c.split, c.scales, c.switches, cache, shared, *c.extras)
 
     def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
         # FSDP2 assigns the weight whenever it gathers or reshards it: what is kept of the gathered

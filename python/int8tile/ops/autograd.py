@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import torch
 
 from int8tile.config import check_options
-from int8tile.ops import checks, schema, sharding
+from int8tile.ops import checks, sharding
+from int8tile.ops.definitions import LIBRARY
 from int8tile.ops.shared import Quantized, SharedInput
 
 Packed = tuple[torch.Tensor, torch.Tensor]
@@ -88,6 +89,7 @@ class LinearFunction(torch.autograd.Function):
         seed: torch.Tensor | None,
         quantized: Quantized | None,
         outlier_gain: bool,
+        grad_split: bool,
     ) -> torch.Tensor:
         """Run the forward GEMM and save what backward needs, int8 where it is int8."""
         granularity, scale, _ = scales
@@ -118,6 +120,7 @@ class LinearFunction(torch.autograd.Function):
                     x, weight[:0], None, *split, granularity, scale, out_dtype
                 )
         ctx.scales, ctx.switches, ctx.cache = scales, switches, cache
+        ctx.grad_split = grad_split
         ctx.address = weight.data_ptr() if cache else 0
         ctx.lead = input.shape[:-1]
         ctx.in_features = weight.shape[1]
@@ -138,14 +141,15 @@ class LinearFunction(torch.autograd.Function):
         grad_input = grad_weight = sums = None
         if needs_input and needs_weight and saved and ctx.switches[1]:
             grad_input, grad_weight, sums = torch.ops.int8tile.linear_backward(
-                g, weight, *saved, *ctx.scales, seed, ctx.dtypes[0], needs_bias
+                g, weight, *saved, *ctx.scales, seed, ctx.dtypes[0], needs_bias, ctx.grad_split
             )
         else:
             if needs_input:
                 grad_input = _grad_input(ctx, g, weight, seed)
             if needs_weight and saved:
+                how = (*ctx.scales, seed, ctx.dtypes[1], needs_bias, ctx.grad_split)
                 grad_weight, sums = torch.ops.int8tile.linear_grad_weight(
-                    g, *saved, ctx.in_features, *ctx.scales, seed, ctx.dtypes[1], needs_bias
+                    g, *saved, ctx.in_features, *how
                 )
             elif needs_weight:
                 grad_weight = (g.to(float_input.dtype).t() @ float_input).to(ctx.dtypes[1])
@@ -154,7 +158,7 @@ class LinearFunction(torch.autograd.Function):
         if grad_input is not None:
             grad_input = _unflatten(grad_input, ctx.lead)
         grad_bias = sums.to(ctx.dtypes[2]) if needs_bias and sums is not None else None
-        return grad_input, grad_weight, grad_bias, *(None,) * 8
+        return grad_input, grad_weight, grad_bias, *(None,) * 9
 
 
 def _weights(
@@ -216,6 +220,7 @@ def linear(
     cache: WeightCache | None = None,
     shared: SharedInput | None = None,
     outlier_gain: bool = False,
+    grad_split: bool = False,
 ) -> torch.Tensor:
     """Apply a linear layer in int8; differentiable once.
 
@@ -231,6 +236,7 @@ def linear(
         cache: packed copies of a frozen weight.
         shared: where layers with the same input find it quantised.
         outlier_gain: move powers of two from outlier columns of the input to those of the weight.
+        grad_split: hold outlier tokens of the gradient in two limbs, for that of the weight.
 
     Returns:
         [..., n] in the input's dtype, or in the autocast dtype under autocast.
@@ -251,7 +257,7 @@ def linear(
     if sharding.is_distributed(input, weight, bias):
         local = partial(
             linear, split=split, scales=scales, switches=switches, cache=cache,
-            outlier_gain=outlier_gain,
+            outlier_gain=outlier_gain, grad_split=grad_split,
         )  # fmt: skip
         return sharding.linear(who, local, input, weight, bias)
     device = input.device.type
@@ -259,6 +265,7 @@ def linear(
         raise NotImplementedError(
             f"{who}: this build runs on {checks.DEVICES_TEXT}; got a tensor on {device}"
         )
+    checks.check_grad_split(who, grad_split and switches[2], input.device)
     dtype = input.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -278,7 +285,7 @@ def linear(
         quantized = shared.quantize(input, split, scales[0], scales[1], save)
     if needs_grad or not switches[0]:
         apply: Callable[..., torch.Tensor] = LinearFunction.apply
-        how = (split, scales, switches, dtype, cache, seed, quantized, outlier_gain)
+        how = (split, scales, switches, dtype, cache, seed, quantized, outlier_gain, grad_split)
         return apply(input, weight, bias, *how)
     packed = cache.get(weight, scales[0], scales[1], False) if cache else None
     if quantized is not None:
@@ -302,10 +309,12 @@ def _linear(
     scale: str = "absmax",
     grad_rounding: str = "nearest",
     outlier_gain: bool = False,
+    grad_split: bool = False,
 ) -> torch.Tensor:
     split = (threshold, outlier_bits, outlier_capacity)
     scales = (granularity, scale, grad_rounding)
-    return linear(input, weight, bias, split, scales, outlier_gain=outlier_gain)
+    extras = (outlier_gain, grad_split)
+    return linear(input, weight, bias, split, scales, (True, True, True), None, None, *extras)
 
 
 def _linear_switched(
@@ -322,11 +331,14 @@ def _linear_switched(
     grad_input: bool = True,
     grad_weight: bool = True,
     outlier_gain: bool = False,
+    grad_split: bool = False,
 ) -> torch.Tensor:
     split = (threshold, outlier_bits, outlier_capacity)
     scales = (granularity, scale, grad_rounding)
     switches = (forward, grad_input, grad_weight)
-    return linear(input, weight, bias, split, scales, switches, outlier_gain=outlier_gain)
+    return linear(
+        input, weight, bias, split, scales, switches, None, None, outlier_gain, grad_split
+    )
 
 
 _COMPOSITES: dict[str, Callable[..., torch.Tensor]] = {
@@ -334,4 +346,4 @@ _COMPOSITES: dict[str, Callable[..., torch.Tensor]] = {
     "linear_switched": _linear_switched,
 }
 for _name, _kernel in _COMPOSITES.items():
-    schema.LIBRARY.impl(_name, _kernel, "CompositeImplicitAutograd")
+    LIBRARY.impl(_name, _kernel, "CompositeImplicitAutograd")

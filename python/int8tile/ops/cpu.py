@@ -225,6 +225,7 @@ def linear_grad_weight(
     seed: torch.Tensor | None,
     _out_dtype: torch.dtype | None,
     with_bias: bool,
+    grad_split: bool,
 ) -> None:
     """Run grad_w = g.T @ x and, with_bias, the sum of g over tokens."""
     grad_weight, grad_bias = results
@@ -238,6 +239,8 @@ def linear_grad_weight(
         matrix(grad_weight),
         grad_bias.data_ptr() if with_bias else 0,
         torch.get_num_threads(),
+        "",
+        grad_split,
     )
 
 
@@ -256,6 +259,7 @@ def linear_backward(
     seed: torch.Tensor | None,
     _out_dtype: torch.dtype | None,
     with_bias: bool,
+    grad_split: bool,
 ) -> None:
     """Run linear_grad_input and linear_grad_weight with one read of g less."""
     grad_input, grad_weight, grad_bias = results
@@ -271,6 +275,8 @@ def linear_backward(
         matrix(grad_weight),
         grad_bias.data_ptr() if with_bias else 0,
         torch.get_num_threads(),
+        "",
+        grad_split,
     )
 
 

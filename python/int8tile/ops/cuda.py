@@ -13,6 +13,7 @@ import torch
 
 from int8tile import _core
 from int8tile.ops import checks, schema
+from int8tile.ops.definitions import LIBRARY
 from int8tile.ops.views import contiguous, matrix, pointer
 
 Tensors = tuple[torch.Tensor, ...]
@@ -342,6 +343,7 @@ def linear_grad_weight(
     seed: torch.Tensor | None,
     _out_dtype: torch.dtype | None,
     with_bias: bool,
+    _grad_split: bool,
 ) -> None:
     """Run grad_w = g.T @ x and, with_bias, the sum of g over tokens."""
     grad_weight, grad_bias = results
@@ -375,6 +377,7 @@ def linear_backward(
     seed: torch.Tensor | None,
     _out_dtype: torch.dtype | None,
     with_bias: bool,
+    _grad_split: bool,
 ) -> None:
     """Run linear_grad_input and linear_grad_weight with two reads of g less."""
     grad_input, grad_weight, grad_bias = results
@@ -548,4 +551,4 @@ if _core.cuda_compiled:
     schema.implement("CUDA", globals())
 else:
     for _name in schema.CHECKS:
-        schema.LIBRARY.impl(_name, _refuse(_name), "CUDA")
+        LIBRARY.impl(_name, _refuse(_name), "CUDA")

@@ -16,6 +16,7 @@ from int8tile.ops.checks import (
     check_device,
     check_float,
     check_gain,
+    check_grad_split,
     check_layout,
     check_linear,
     check_matrix,
@@ -25,49 +26,7 @@ from int8tile.ops.checks import (
     resolve_capacity,
     shape_of,
 )
-
-LIBRARY = torch.library.Library("int8tile", "DEF")
-
-_SPLIT = "float? threshold=5.0, int outlier_bits=12, int? outlier_capacity=None"
-_SCALE = 'str granularity="row", str scale="absmax"'
-_GRAD = 'str rounding="nearest", Tensor? seed=None'
-_SAVED = (
-    "Tensor saved_input, Tensor saved_limbs, Tensor input_scale, Tensor outlier_index, "
-    "Tensor outlier_count"
-)
-_PACKED = "Tensor? packed_weight=None, Tensor? weight_scale=None"
-_GAIN = "bool outlier_gain=False"
-
-for _schema in (
-    f"linear(Tensor input, Tensor weight, Tensor? bias=None, {_SPLIT}, {_SCALE}, "
-    f'str grad_rounding="nearest", {_GAIN}) -> Tensor',
-    f"linear_switched(Tensor input, Tensor weight, Tensor? bias, {_SPLIT}, {_SCALE}, "
-    'str grad_rounding="nearest", bool forward=True, bool grad_input=True, '
-    f"bool grad_weight=True, {_GAIN}) -> Tensor",
-    f"linear_forward(Tensor input, Tensor weight, Tensor? bias=None, {_SPLIT}, {_SCALE}, "
-    f"ScalarType? out_dtype=None, {_PACKED}, {_GAIN}, Tensor? weight_absmax=None) "
-    f"-> (Tensor output, {_SAVED})",
-    f"linear_forward_only(Tensor input, Tensor weight, Tensor? bias=None, {_SPLIT}, {_SCALE}, "
-    f"ScalarType? out_dtype=None, {_PACKED}, {_GAIN}, Tensor? weight_absmax=None) -> Tensor",
-    f"quantize_input(Tensor input, {_SPLIT}, {_SCALE}, bool save=True) -> (Tensor block, {_SAVED})",
-    "linear_multiply(Tensor block, Tensor input_scale, Tensor outlier_index, "
-    f"Tensor outlier_count, Tensor weight, Tensor? bias=None, {_SCALE}, "
-    f"ScalarType? out_dtype=None, {_PACKED}) -> Tensor",
-    f"linear_grad_input(Tensor grad_output, Tensor weight, {_SCALE}, {_GRAD}, "
-    f"ScalarType? out_dtype=None, {_PACKED}) -> Tensor",
-    f"linear_grad_weight(Tensor grad_output, {_SAVED}, int in_features, {_SCALE}, {_GRAD}, "
-    "ScalarType? out_dtype=None, bool with_bias=True) -> (Tensor grad_weight, Tensor grad_bias)",
-    f"linear_backward(Tensor grad_output, Tensor weight, {_SAVED}, {_SCALE}, {_GRAD}, "
-    "ScalarType? out_dtype=None, bool with_bias=True) "
-    "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
-    f"pack_weight(Tensor weight, {_SCALE}, bool transpose=False) -> (Tensor packed, Tensor scale)",
-    f"quantize(Tensor input, Tensor? fold=None, {_SCALE}, {_GRAD}, bool transpose=False) "
-    "-> (Tensor q, Tensor scale)",
-    f"quantize_split(Tensor input, {_SPLIT}, {_SCALE}) -> (Tensor q, Tensor high, Tensor low, "
-    "Tensor scale, Tensor outlier_index, Tensor outlier_count)",
-    "gemm(Tensor a, Tensor b, Tensor? a_high=None, Tensor? b_high=None) -> Tensor",
-):
-    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+from int8tile.ops.definitions import LIBRARY
 
 
 def linear_forward_only(
@@ -257,6 +216,7 @@ def linear_grad_weight(
     seed: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     with_bias: bool = True,
+    grad_split: bool = False,
     *,
     who: str = "int8tile::linear_grad_weight",
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -275,6 +235,7 @@ def linear_grad_weight(
     )
     check_seed(who, rounding, seed, grad_output.device)
     check_out_dtype(who, out_dtype)
+    check_grad_split(who, grad_split, grad_output.device)
     m, n = grad_output.shape
     wanted = checks.panel_shape(in_features, m, grad_output.device)
     if saved_input.dtype != torch.uint8 or tuple(saved_input.shape) != wanted:
@@ -314,6 +275,7 @@ def linear_backward(
     seed: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     with_bias: bool = True,
+    grad_split: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Checks, and empty results, of int8tile::linear_backward."""
     who = "int8tile::linear_backward"
@@ -334,6 +296,7 @@ def linear_backward(
         seed,
         weight.dtype,
         with_bias,
+        grad_split,
         who=who,
     )
     return grad_input, grad_weight, grad_bias
