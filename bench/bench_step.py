@@ -20,7 +20,17 @@ from int8tile.finetune.memory import release_memory, saved_bytes
 from report import choices, environment, json_path, parsed, print_head, progress, write_json
 from shapes import parse_numbers
 from step_memory import peak_bytes
-from steps import ARMS, DROPOUTS, MODELS, WITHOUT_DROPOUT, Setup, Training, as_arm, loss_of
+from steps import (
+    ARMS,
+    DROPOUTS,
+    KNOWN_ARMS,
+    MODELS,
+    WITHOUT_DROPOUT,
+    Setup,
+    Training,
+    as_arm,
+    loss_of,
+)
 from tables import step_table
 from timing import Candidate, alternate
 
@@ -38,7 +48,7 @@ def check(training: Training, arm: str, wanted: tuple[float, torch.Tensor]) -> d
 
     Args:
         training: The model, which stays float32.
-        arm: One of `ARMS`.
+        arm: One of `KNOWN_ARMS`.
         wanted: Loss and gradients of float32.
 
     Returns:
@@ -71,7 +81,7 @@ def measure(
 
     Args:
         setup: The model.
-        arms: Some of `ARMS`, "fp32" among them.
+        arms: Some of `KNOWN_ARMS`, "fp32" among them.
         threads: CPU threads.
         budget: Seconds of timed rounds.
         weighed: Arms whose peak memory is measured, each in a fresh process.
@@ -138,7 +148,7 @@ def main(
     arguments = {name: value for name, value in locals().items() if name != "json"}
     json = json_path(json)
     counts = parsed("threads", parse_numbers, threads, 1)
-    chosen = parsed("arms", choices, arms, ARMS)
+    chosen = parsed("arms", choices, arms, KNOWN_ARMS)
     wanted = list(dict.fromkeys(["fp32", *chosen]))
     cases = [
         (Setup(model, rate, smoke), count)

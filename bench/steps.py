@@ -14,6 +14,7 @@ import int8tile
 from int8tile import Int8TileConfig
 
 ARMS = ("fp32", "bf16", "int8", "int8-split", "int8-shared")
+KNOWN_ARMS = (*ARMS, "int8-grad-split")  # on request
 MODELS = ("bert-base", "minilm", "llama")
 DROPOUTS = ("on", "off")
 WITHOUT_DROPOUT = ("llama",)
@@ -119,6 +120,8 @@ def convert(model: nn.Module, arm: str) -> int:
         return len(int8tile.convert_(model, Int8TileConfig(threshold=None)).converted)
     if arm in ("int8-split", "int8-shared"):
         return len(int8tile.convert_(model, share_inputs=arm == "int8-shared").converted)
+    if arm == "int8-grad-split":
+        return len(int8tile.convert_(model, Int8TileConfig(grad_split=True)).converted)
     return 0
 
 
