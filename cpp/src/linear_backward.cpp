@@ -178,7 +178,8 @@ class GradWeight {
     if (args.split_tokens) {
       tokens_ = find_outlier_tokens(args.grad_output, fold_of(args), cpu);
       const int64_t slots = round_up(static_cast<int64_t>(tokens_.index.size()), kDepthAlign);
-      tokens_.index.resize(static_cast<std::size_t>(slots), 0);  // with limbs of zero
+      // Of one of them again, with limbs of zero.
+      if (slots > 0) tokens_.index.resize(static_cast<std::size_t>(slots), tokens_.index.back());
     }
     scratch_.emplace(plan_, args.outliers, static_cast<int64_t>(tokens_.index.size()));
   }

@@ -24,11 +24,13 @@ bool fits(int64_t m, int64_t slots) {
 
 std::vector<uint32_t> row_maxima(const MatrixView& g, const float* fold, const CpuFacts& cpu) {
   std::vector<uint32_t> maxima(static_cast<std::size_t>(g.rows));
-  parallel_for(cpu.threads, ceil_div(g.rows, kTokenBlock), [&](int64_t block, int) {
-    std::vector<float> buffer(static_cast<std::size_t>(g.cols));
+  const int64_t blocks = ceil_div(g.rows, kTokenBlock);
+  std::vector<float> buffers(static_cast<std::size_t>(share_count(cpu.threads, blocks) * g.cols));
+  parallel_for(cpu.threads, blocks, [&](int64_t block, int thread) {
+    float* buffer = buffers.data() + thread * g.cols;
     const int64_t end = std::min(g.rows, (block + 1) * kTokenBlock);
     for (int64_t i = block * kTokenBlock; i < end; ++i) {
-      const float* row = load_row(*cpu.kernel, g, i, buffer.data());
+      const float* row = load_row(*cpu.kernel, g, i, buffer);
       const auto largest = std::bit_cast<float>(cpu.kernel->absmax_bits(row, nullptr, g.cols));
       const float folded = fold ? largest * fold[i] : largest;
       maxima[static_cast<std::size_t>(i)] = std::bit_cast<uint32_t>(folded) & kAbsMask;

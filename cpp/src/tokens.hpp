@@ -18,7 +18,7 @@ int64_t token_block(int64_t m);
 
 /// The outlier tokens of g[m, n], block by block.
 struct OutlierTokens {
-  std::vector<int32_t> index;  // [slots]; a last block of fewer rows repeats them
+  std::vector<int32_t> index;  // [slots]; repeated where a block has fewer rows that are not zero
   std::vector<int32_t> slot;   // [m] of each token, -1: regular
 };
 

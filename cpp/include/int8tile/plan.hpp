@@ -33,8 +33,9 @@ struct GemmPlan {
   int threads = 1;      // threads that have work
   bool stream = false;  // a float32 output larger than L2 is written past the caches
   std::vector<Slice> slices;
-  int64_t accumulator_bound = 0;  // no |accumulator| exceeds this; always below 2^31
-  int64_t workspace_bytes = 0;    // packed operands, scales and scratch of one call
+  // No |accumulator| exceeds this, but for outlier tokens; always below 2^31.
+  int64_t accumulator_bound = 0;
+  int64_t workspace_bytes = 0;  // packed operands, scales and scratch of one call
 
   bool low_in_place() const { return slices.size() <= 1; }
   /// Whether int8 or float32 is expected to be faster, and why. The plan is taken for the forward

@@ -67,6 +67,10 @@ class LayerStatistics:
         return GAIN if self.config.outlier_gain else ()
 
     @property
+    def _grad_split(self) -> bool:
+        return self.config.grad_split and self.config.grad_weight
+
+    @property
     def _plain(self) -> tuple[None, int, None]:
         return None, self.config.outlier_bits, None
 
@@ -211,7 +215,7 @@ class LayerStatistics:
             for name, split in (("plain", self._plain), ("split", self.config.split)):
                 saved = self._save(x, weight, split)
                 grad, _ = torch.ops.int8tile.linear_grad_weight(
-                    g, *saved, weight.shape[1], *how, torch.float32, False, self.config.grad_split
+                    g, *saved, weight.shape[1], *how, torch.float32, False, self._grad_split
                 )
                 self.cosine[f"grad_weight_{name}"].add(exact, grad)
 

@@ -265,7 +265,6 @@ def linear(
         raise NotImplementedError(
             f"{who}: this build runs on {checks.DEVICES_TEXT}; got a tensor on {device}"
         )
-    checks.check_grad_split(who, grad_split and switches[2], input.device)
     dtype = input.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -279,9 +278,10 @@ def linear(
     needs_grad = torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
+    save = needs_grad and weight.requires_grad and switches[2]
+    checks.check_grad_split(who, grad_split and save, input.device)
     quantized = None
     if shared is not None and switches[0]:
-        save = needs_grad and weight.requires_grad and switches[2]
         quantized = shared.quantize(input, split, scales[0], scales[1], save)
     if needs_grad or not switches[0]:
         apply: Callable[..., torch.Tensor] = LinearFunction.apply
