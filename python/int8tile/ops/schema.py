@@ -1,4 +1,4 @@
-"""The torch ops: schemas, and the checks and empty results that every kernel starts from."""
+"""The torch ops: the checks and empty results that every kernel starts from; see definitions."""
 
 from __future__ import annotations
 
