@@ -10,6 +10,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from accuracy_runs import GRADIENT, TRAIN
 from accuracy_summary import Mean, Row, Value, mean, outlier_columns, percent, select, step_time
@@ -47,6 +48,9 @@ def finish(axes: Axes, title: str, ylabel: str = "", xlabel: str = "") -> None:
         axes.set_yscale("log")
     if xlabel.endswith(ANGLE):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(title=title, ylabel=ylabel, xlabel=xlabel)
     axes.grid(visible=True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
