@@ -129,7 +129,7 @@ def recommend(
     )
     common = [choice.reason, bits_reason, gain_reason, _over_capacity(voters)]
     if len(in_float) == len(layers):
-        common = ["no layer is left, this is what those in float would choose", *common]
+        common = ["no layer is left; those in float would choose", *common]
     own: dict[str, Int8TileConfig | None] = {}
     reasons = {"*": "; ".join(filter(None, common))}
     for layer in layers:
