@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 
 #include "int8tile/parallel.hpp"
 #include "int8tile/plan.hpp"
@@ -16,10 +17,10 @@ constexpr uint32_t kAbsMask = 0x7fffffff;
 
 // Limbs of x are -128..127.
 constexpr int64_t kMostInt8 = 128;
-constexpr int64_t kAccumulatorLimit = (int64_t{1} << 31) - 1;
 
 bool fits(int64_t m, int64_t slots) {
-  return (m * kInt8Max + slots * (kOutlierMax + 1)) * kMostInt8 <= kAccumulatorLimit;
+  return (m * kInt8Max + slots * (kOutlierMax + 1)) * kMostInt8 <=
+         std::numeric_limits<int32_t>::max();
 }
 
 std::vector<uint32_t> row_maxima(const MatrixView& g, const float* fold, const CpuFacts& cpu) {
