@@ -87,7 +87,7 @@ def test_the_planted_columns_are_in_the_report(run):
 def test_the_report_is_json_of_a_known_shape(run):
     _, content, _ = run
     assert list(content) == ["schema", "facts", "recommendation", "layers", "unseen", "skipped"]
-    assert content["schema"] == 2
+    assert content["schema"] == 3
     facts = content["facts"]
     assert (facts["threshold"], facts["outlier_bits"], facts["stress"]) == (6, 11, STRESS)
     assert facts["max_steps"] == 2
@@ -100,7 +100,10 @@ def test_the_report_is_json_of_a_known_shape(run):
             "x_plain", "x_split", "weight", "gradient", "y_plain", "y_split", "y_gain"
         }  # fmt: skip
         assert all(5 < db < 100 for db in layer["snr_db"].values())
-        assert set(layer["cosine"]) == {"grad_input", "grad_weight_plain", "grad_weight_split"}
+        assert set(layer["cosine"]) == {
+            "grad_input", "grad_weight_plain", "grad_weight_split",
+            "grad_weight_plain_grad_split", "grad_weight_split_grad_split",
+        }  # fmt: skip
         assert all(0.5 < value <= 1 for value in layer["cosine"].values())
         assert [each["threshold"] for each in layer["thresholds"]][:3] == [None, 3.0, 4.0]
         assert list(layer["bits_db"]) == ["8", "10", "11", "12", "14", "15"]

@@ -36,6 +36,13 @@ FLAT = thresholds((None, 0, 0, 40.0), (4.0, 9, 0, 40.2), (5.0, 3, 0, 40.1), (8.0
 OUTLIERS = thresholds((None, 0, 0, 25.0), (4.0, 9, 0, 40.2), (5.0, 3, 0, 40.1), (8.0, 1, 0, 30.0))
 
 
+def cosines(grad_input=0.9999, plain=0.9999, split=0.9999, with_grad_split=None):
+    """Cosines of the gradients; `with_grad_split` are (plain, split) where they differ."""
+    found = {"grad_input": grad_input, "grad_weight_plain": plain, "grad_weight_split": split}
+    names = [f"{name}_grad_split" for name in list(found)[1:]]
+    return found | dict(zip(names, with_grad_split or (plain, split), strict=True))
+
+
 def report(measured, **layers):
     """A report of layers, each given as what differs from the measured one."""
     usual = {"thresholds": FLAT, "bits_db": {12: 40.0, 15: 40.1}}
@@ -209,23 +216,63 @@ def test_the_reason_against_a_frozen_weight_is_not_that_against_a_trained_one():
 
 
 def test_gradients_below_the_limit_are_computed_in_float(measured):
-    cosines = {"grad_input": 0.9, "grad_weight_plain": 0.99, "grad_weight_split": 0.9999}
-    advice = report(measured, a={"cosine": cosines}, b={}, c={}).recommendation
+    poor = cosines(0.9, plain=0.99)
+    advice = report(measured, a={"cosine": poor}, b={}, c={}).recommendation
     assert advice.config["a"] == replace(advice.config["*"], grad_input=False)
     assert advice.reasons["a"] == "grad_input in float: cosine 0.9000 is 6.3 dB, below 20"
-    cosines = dict.fromkeys(cosines, 0.5)
-    assert not report(measured, a={"cosine": cosines}, b={}).recommendation.config["a"].grad_weight
+    poor = dict.fromkeys(poor, 0.5)
+    assert not report(measured, a={"cosine": poor}, b={}).recommendation.config["a"].grad_weight
 
 
 def test_no_split_needs_a_gradient_that_does_without(measured):
     """FLAT outputs want no split; what the gradient of the weight says is that of no split."""
-    poor = {"grad_input": 0.9999, "grad_weight_plain": 0.9, "grad_weight_split": 0.9999}
+    poor = cosines(plain=0.9)
     flat = [replace(each, y_db=40.0) for each in FLAT]
     layer = {"thresholds": flat, "cosine": poor}
     assert report(measured, a=layer).recommendation.config["*"].threshold == 5.0
     advice = report(measured, a={**layer, "thresholds": flat[:1]}).recommendation
     assert advice.config["a"] == replace(advice.config["*"], grad_weight=False)
     assert "cosine 0.9000" in str(advice)
+
+
+def test_grad_split_where_it_lifts_the_gradient_of_a_weight(measured):
+    layer = {"cosine": cosines(plain=0.9, split=0.9, with_grad_split=(0.999, 0.999))}
+    advice = report(measured, a=layer, b={}, c={}).recommendation
+    assert advice.config["a"] == replace(advice.config["*"], grad_split=True)
+    assert advice.config["a"].grad_weight
+    assert not advice.config["*"].grad_split
+    assert advice.reasons["a"] == (
+        "grad_split: the cosine of grad_weight is 0.9990 instead of 0.9000"
+    )
+    most = report(measured, a=layer, b=layer, c={}).recommendation
+    assert most.config == {"*": replace(advice.config["*"], grad_split=True)}
+    assert most.reasons["*"].endswith(
+        "; grad_split: lifts the gradient of 2 of 3 weights above 20 dB"
+    )
+
+
+def test_grad_split_that_does_not_suffice_is_not_asked_for(measured):
+    layer = {"cosine": cosines(plain=0.9, split=0.9, with_grad_split=(0.97, 0.97))}
+    advice = report(measured, a=layer, b={}).recommendation
+    assert advice.config["a"] == replace(advice.config["*"], grad_weight=False)
+    assert not advice.config["a"].grad_split
+    unknown = {"cosine": layer["cosine"] | dict.fromkeys(list(layer["cosine"])[3:])}
+    assert report(measured, a=unknown, b={}).recommendation.config["a"] == advice.config["a"]
+
+
+def test_grad_split_that_was_configured_stays_and_is_told(measured):
+    layer = {"config": replace(measured.config, grad_split=True)}
+    advice = report(measured, a=layer, b={}).recommendation
+    assert advice.config["*"].grad_split
+    assert "grad_split as configured: lifts the gradient of 0 of 2 weights" in str(advice)
+
+
+def test_the_split_stays_where_the_gradient_needs_it_with_grad_split(measured):
+    """Without grad_split the tokens' noise hides what the input's outliers cost."""
+    needs = cosines(plain=0.9, split=0.9, with_grad_split=(0.97, 0.9999))
+    flat = [replace(each, y_db=40.0) for each in FLAT]
+    advice = report(measured, a={"thresholds": flat, "cosine": needs}).recommendation
+    assert (advice.config["*"].threshold, advice.config["*"].grad_split) == (5.0, True)
 
 
 def test_a_layers_own_options_are_its_own(measured):

@@ -8,6 +8,7 @@ from torch import nn
 import int8tile
 from helpers import RecordOps, array, capacity_for, matrix, randn
 from int8tile import Int8TileConfig, analysis, reference
+from int8tile.analysis.measures import cosine_in_db
 from recordings import K, M, N, layer, only, planted
 
 PAPER = Int8TileConfig.paper()
@@ -58,8 +59,10 @@ def test_ratios_and_cosines_are_those_of_the_reference(config):
         undivided = reference.quantize_split(x, split.index, **scales)
         assert found.snr_db[f"x_{arm}"] == pytest.approx(db(x, dequantized(undivided)), abs=1e-4)
         assert found.snr_db[f"y_{arm}"] == pytest.approx(db(exact, y), abs=1e-3)
-        grad = reference.grad_weight(g, split, **how)
-        assert found.cosine[f"grad_weight_{arm}"] == pytest.approx(cosine(g.T @ x, grad), abs=1e-6)
+        for grad_split in (False, True):
+            grad = reference.grad_weight(g, split, **how, grad_split=grad_split)
+            measured = found.grad_weight(arm == "split", grad_split)
+            assert measured == pytest.approx(cosine(g.T @ x, grad), abs=1e-6)
     grad = reference.grad_input(g, w, **how)
     assert found.cosine["grad_input"] == pytest.approx(cosine(g @ w, grad), abs=1e-6)
     q, scale = reference.quantize(w, **scales)
@@ -67,6 +70,18 @@ def test_ratios_and_cosines_are_those_of_the_reference(config):
     q, scale = reference.quantize(g, **how)
     assert found.snr_db["gradient"] == pytest.approx(db(g, q * scale[:, None]), abs=1e-4)
     assert found.snr_db["y_split"] > found.snr_db["y_plain"] + 5
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_what_few_tokens_decide_is_worst_without_grad_split(configured):
+    model, x, g = layer(), planted(m=512).abs(), randn(512, N, seed=5)
+    g[2:] = g[2] / 300  # less than half a step of the first two, but more than these in sum
+    with analysis.record(model, Int8TileConfig(grad_split=configured)) as recording:
+        model(x).backward(g)
+    found = only(recording)
+    assert found.grad_weight() == found.grad_weight(True, configured)
+    assert found.grad_weight(True, True) > 0.99 > 0.97 > found.grad_weight(True, False)
+    assert found.worst[0] == (found.y_db if configured else cosine_in_db(found.grad_weight()))
 
 
 def test_every_threshold_and_every_number_of_bits_is_measured():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 PLAIN, SPLIT, GRAD_INPUT, MARK = "#E69F00", "#0072B2", "#009E73", "#D55E00"
+GRAD_SPLIT = "#CC79A7"
 WIDTH = 11.0  # inches
 ROW = 0.21  # inches of a layer's row
 MOST_BINS = 384  # columns of a heat map; wider inputs show the largest of several
@@ -99,7 +100,7 @@ def _image(figure: Figure, title: str, text: str, kind: str = "svg+xml") -> Imag
 
 
 def _outputs_and_gradients(layers: Sequence[LayerReport]) -> Image:
-    figure = _figure(1.3 + ROW * len(layers))
+    figure = _figure(1.5 + ROW * len(layers))
     seen = any(layer.measured_gradients for layer in layers)
     axes = figure.subplots(1, 1 + seen, sharey=True, squeeze=False)[0]
     _outputs(axes[0], layers)
@@ -107,7 +108,7 @@ def _outputs_and_gradients(layers: Sequence[LayerReport]) -> Image:
         _gradients(axes[1], layers)
     for each in axes:
         where: Any = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "borderaxespad": 0.2}
-        each.legend(**where, ncols=3, columnspacing=1.0, handletextpad=0.1)
+        each.legend(**where, ncols=2, columnspacing=1.0, handletextpad=0.1)
     return _image(
         figure,
         "Outputs and gradients, layer by layer",
@@ -130,6 +131,7 @@ def _gradients(axes: Axes, layers: Sequence[LayerReport]) -> None:
     for what, label, color, marker in (
         ("grad_weight_plain", "weight, without the split", PLAIN, "s"),
         ("grad_weight_split", "weight, with the split", SPLIT, "o"),
+        ("grad_weight_split_grad_split", "weight, grad_split too", GRAD_SPLIT, "^"),
         ("grad_input", "input", GRAD_INPUT, "D"),
     ):
         axes.scatter(_distances(layers, what), y, color=color, marker=marker, s=22, label=label)
@@ -153,7 +155,7 @@ def _distances(layers: Sequence[LayerReport], what: str) -> npt.NDArray[np.float
 def _rows(axes: Axes, layers: Sequence[LayerReport], title: str, label: str) -> None:
     axes.set_yticks(range(len(layers)), _labels(layers), fontsize=7.5)
     axes.set_ylim(len(layers) - 0.5, -0.5)
-    axes.set_title(title, pad=22)
+    axes.set_title(title, pad=35)  # above a legend of two rows
     axes.set_xlabel(label)
     axes.grid(visible=True)
 

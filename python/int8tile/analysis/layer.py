@@ -22,6 +22,11 @@ GAIN = (None, None, True)  # arguments of int8tile::linear_forward and linear_fo
 Saved = list[torch.Tensor]  # what int8tile::linear_forward keeps for backward
 
 
+def weight_cosine(arm: str, grad_split: bool) -> str:
+    """Name of the cosine of grad_weight of an arm, PLAIN or SPLIT, with `grad_split` or without."""
+    return f"grad_weight_{arm}{'_grad_split' * grad_split}"
+
+
 class LayerStatistics:
     """Streaming statistics of one layer; their size depends on its features alone.
 
@@ -53,9 +58,8 @@ class LayerStatistics:
         self.y_by_threshold = {t: SignalToNoise() for t in thresholds}
         self.y_with_gains = {t: SignalToNoise() for t in thresholds}
         self.y_by_bits = {b: SignalToNoise() for b in sorted({*options.bits, config.outlier_bits})}
-        self.cosine = {
-            name: Cosine() for name in ("grad_input", "grad_weight_plain", "grad_weight_split")
-        }
+        weights = [weight_cosine(arm, each) for each in (False, True) for arm in (PLAIN, SPLIT)]
+        self.cosine = {name: Cosine() for name in ("grad_input", *weights)}
 
     @property
     def _scales(self) -> tuple[str, str]:
@@ -65,10 +69,6 @@ class LayerStatistics:
     def _gain(self) -> tuple[Any, ...]:
         """The last arguments of the two ops."""
         return GAIN if self.config.outlier_gain else ()
-
-    @property
-    def _grad_split(self) -> bool:
-        return self.config.grad_split and self.config.grad_weight
 
     @property
     def _plain(self) -> tuple[None, int, None]:
@@ -212,12 +212,13 @@ class LayerStatistics:
             self.cosine["grad_input"].add(g.float() @ weight.float(), grad)
         if needs[1]:
             exact = g.float().t() @ x.float()
-            for name, split in (("plain", self._plain), ("split", self.config.split)):
+            for arm, split in ((PLAIN, self._plain), (SPLIT, self.config.split)):
                 saved = self._save(x, weight, split)
-                grad, _ = torch.ops.int8tile.linear_grad_weight(
-                    g, *saved, weight.shape[1], *how, torch.float32, False, self._grad_split
-                )
-                self.cosine[f"grad_weight_{name}"].add(exact, grad)
+                for grad_split in (False, True)[: 1 + (g.device.type == "cpu")]:  # CUDA has none
+                    grad, _ = torch.ops.int8tile.linear_grad_weight(
+                        g, *saved, weight.shape[1], *how, torch.float32, False, grad_split
+                    )
+                    self.cosine[weight_cosine(arm, grad_split)].add(exact, grad)
 
     def _save(
         self, x: torch.Tensor, weight: torch.Tensor, split: tuple[float | None, int, int | None]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+CHUNK = 2**18  # values at a time: large temporaries cost more in page faults than in arithmetic
 
-def _product(a: torch.Tensor, b: torch.Tensor) -> float:
-    # In float64: squares of small gradients are below float32's range.
-    return float((a.double() * b.double()).sum())
+
+def _doubles(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Tensors of one shape as vectors in float64, since squares of small gradients are below
+    float32's range."""
+    for chunks in zip(*(torch.split(each.reshape(-1), CHUNK) for each in tensors), strict=True):
+        yield tuple(each.double() for each in chunks)
 
 
 @dataclass
@@ -27,9 +32,10 @@ class SignalToNoise:
 
     def add(self, exact: torch.Tensor, approximate: torch.Tensor) -> None:
         """Add a batch: two tensors of one shape."""
-        error = approximate.double() - exact.double()
-        self.signal += _product(exact, exact)
-        self.noise += _product(error, error)
+        for x, y in _doubles(exact, approximate):
+            error = y - x
+            self.signal += float(x @ x)
+            self.noise += float(error @ error)
 
     def add_sums(self, other: SignalToNoise) -> None:
         """Add what another one has summed."""
@@ -78,9 +84,10 @@ class Cosine:
 
     def add(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """Add a batch: two tensors of one shape."""
-        self.dot += _product(a, b)
-        self.a_squares += _product(a, a)
-        self.b_squares += _product(b, b)
+        for x, y in _doubles(a, b):
+            self.dot += float(x @ y)
+            self.a_squares += float(x @ x)
+            self.b_squares += float(y @ y)
 
     @property
     def value(self) -> float | None:

@@ -101,7 +101,9 @@ def recommend(
       config it stays on.
     - Other options of a layer's own config are kept; those of most layers are those of "*".
     - A gradient that falls short of `min_db`, its cosine taken as dB, is computed in float. It was
-      measured at the report's own gamma.
+      measured at the report's own gamma. First, where `grad_split` lifts that of a weight above
+      `min_db`, a layer gets it; where it does for most layers, "*" does, at little cost for the
+      others. Where it is on in the report's config it stays on.
 
     Args:
         report: what was recorded, with a config for "*" to start from.
@@ -124,10 +126,12 @@ def recommend(
     choice, gain_reason = _choose_gains(voters, min_db, tolerance_db, outlier_gain_db)
     ((most_common, _),) = Counter(layer.config for layer in voters).most_common(1)
     bits, bits_reason = _bits(voters, most_common.outlier_bits, bits_gain_db)
+    grad_split, tokens_reason = _choose_grad_split(voters, choice, min_db)
     base = replace(
-        most_common, threshold=choice.gamma, outlier_bits=bits, outlier_gain=choice.gains
-    )
-    common = [choice.reason, bits_reason, gain_reason, _over_capacity(voters)]
+        most_common, threshold=choice.gamma, outlier_bits=bits, outlier_gain=choice.gains,
+        grad_split=grad_split,
+    )  # fmt: skip
+    common = [choice.reason, bits_reason, gain_reason, tokens_reason, _over_capacity(voters)]
     if len(in_float) == len(layers):
         common = ["no layer is left; those in float would choose", *common]
     own: dict[str, Int8TileConfig | None] = {}
@@ -200,6 +204,28 @@ def _choose(
     return _Choice(gamma, gains, gammas, reason)
 
 
+def _choose_grad_split(
+    layers: Sequence[LayerReport], choice: _Choice, min_db: float
+) -> tuple[bool, str]:
+    """Whether "*" has `grad_split`, and why."""
+    trained = [each for each in layers if each.grad_weight() is not None]
+    lifted = [each for each in trained if _lifts(each, choice.of(each), min_db)]
+    count = f"lifts the gradient of {len(lifted)} of {len(trained)} weights above {min_db:g} dB"
+    if any(each.config.grad_split for each in layers):
+        return True, f"grad_split as configured: {count}"
+    if 2 * len(lifted) > len(trained):
+        return True, f"grad_split: {count}"
+    return False, ""
+
+
+def _lifts(layer: LayerReport, gamma: float | None, min_db: float) -> bool:
+    """Whether grad_split lifts the gradient of the weight above the limit."""
+    before, after = (layer.grad_weight(bool(gamma), each) for each in (False, True))
+    if before is None or after is None:
+        return False
+    return cosine_in_db(before) < min_db <= cosine_in_db(after)
+
+
 def _over_capacity(layers: Sequence[LayerReport]) -> str:
     """What to say of outlier columns that the capacity leaves no room for."""
     over = [each for each in layers if each.overflow_calls]
@@ -246,6 +272,10 @@ def _or_inf(value: float | None) -> float:
     return math.inf if value is None else value
 
 
+def _cosine_db(cosine: float | None) -> float:
+    return math.inf if cosine is None else cosine_in_db(cosine)
+
+
 def _held(layer: LayerReport) -> list[ThresholdResult]:
     return [each for each in layer.thresholds if each.overflow_calls == 0]
 
@@ -254,9 +284,9 @@ def _suited(
     layer: LayerReport, gains: bool, min_db: float, tolerance_db: float
 ) -> list[float | None]:
     """Thresholds that hold the capacity and keep the output, the cheapest first."""
-    cosines = (layer.cosine["grad_weight_plain"], layer.cosine["grad_weight_split"])
-    plain_db, split_db = (math.inf if c is None else cosine_in_db(c) for c in cosines)
-    splits_for_gradient = plain_db < split_db - tolerance_db
+    grad_split = layer.config.grad_split or any(_lifts(layer, each, min_db) for each in (None, 1.0))
+    plain, split = (layer.grad_weight(each, grad_split) for each in (False, True))
+    splits_for_gradient = _cosine_db(plain) < _cosine_db(split) - tolerance_db
     all_held = _held(layer)
     held = [each for each in all_held if each.mean > 0 or not splits_for_gradient] or all_held
     best = max(_or_inf(each.y(gains)) for each in held)  # unmeasured: nothing against it
@@ -292,22 +322,29 @@ def _for_layer(
         return None, f"float: the output has {y:.1f} dB at {_gamma_text(gamma)}, below {min_db:g}"
     config, why = layer.config, []
     config = replace(
-        config, threshold=gamma, outlier_bits=base.outlier_bits, outlier_gain=base.outlier_gain
-    )
+        config, threshold=gamma, outlier_bits=base.outlier_bits, outlier_gain=base.outlier_gain,
+        grad_split=base.grad_split,
+    )  # fmt: skip
     if replace(config, threshold=base.threshold) != base:
         why.append("keeps its own options")
     if gamma != base.threshold:
         why.append(
             f"{_gamma_text(gamma)}: {_what_is_wrong(by_threshold, base.threshold, gains, y)}"
         )
-    with_split = "grad_weight_split" if gamma else "grad_weight_plain"
-    for product, name in (("grad_input", "grad_input"), ("grad_weight", with_split)):
-        cosine = layer.cosine[name]
-        if cosine is not None and cosine_in_db(cosine) < min_db:
-            off: dict[str, Any] = {product: False}
+    cosine = layer.grad_weight(bool(gamma), config.grad_split)
+    if not config.grad_split and _lifts(layer, gamma, min_db):
+        config = replace(config, grad_split=True)
+        before, cosine = cosine, layer.grad_weight(bool(gamma), True)
+        why.append(f"grad_split: the cosine of grad_weight is {cosine:.4f} instead of {before:.4f}")
+    in_float: list[tuple[str, float | None, dict[str, Any]]] = [
+        ("grad_input", layer.cosine["grad_input"], {"grad_input": False}),
+        ("grad_weight", cosine, {"grad_weight": False, "grad_split": False}),
+    ]
+    for product, found, off in in_float:
+        if found is not None and cosine_in_db(found) < min_db:
             config = replace(config, **off)
             why.append(
-                f"{product} in float: cosine {cosine:.4f} is {cosine_in_db(cosine):.1f} dB, "
+                f"{product} in float: cosine {found:.4f} is {cosine_in_db(found):.1f} dB, "
                 f"below {min_db:g}"
             )
     return config, "; ".join(why)

@@ -15,7 +15,7 @@ from torch import nn
 
 from int8tile.analysis.columns import OutlierColumn
 from int8tile.analysis.divergence import mixture_variance
-from int8tile.analysis.layer import PLAIN, SPLIT, LayerStatistics
+from int8tile.analysis.layer import PLAIN, SPLIT, LayerStatistics, weight_cosine
 from int8tile.analysis.measures import cosine_in_db
 from int8tile.config import Int8TileConfig
 from int8tile.nn import Int8Linear
@@ -24,7 +24,7 @@ from int8tile.planning import plan
 if TYPE_CHECKING:
     from int8tile.analysis.recommend import Recommendation
 
-SCHEMA = 2  # of report.json
+SCHEMA = 3  # of report.json
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class LayerReport:
         snr_db: of x_plain, x_split, weight, gradient, y_plain, y_split, and y_gain, which is the
             output with the split and `outlier_gain`, whatever the config says of it.
         cosine: of int8 and float gradients: grad_input (which no split enters),
-            grad_weight_plain and grad_weight_split.
+            grad_weight_plain and grad_weight_split, and these two followed by _grad_split, with
+            that option, whatever the config says of it; on the CPU only.
         thresholds: the output at each threshold, without a split first.
         bits_db: dB of the output by the bits of an outlier value, with the config's outlier_gain.
         variance: both sides of the mixture-variance inequality.
@@ -137,6 +138,16 @@ class LayerReport:
         """dB of the output as configured."""
         return self.snr_db["y_gain" if self.config.outlier_gain else "y_split"]
 
+    def grad_weight(self, split: bool = True, grad_split: bool | None = None) -> float | None:
+        """The cosine of the gradient of the weight.
+
+        Args:
+            split: whether outlier columns of the input are split.
+            grad_split: whether outlier tokens of the gradient are; None: as configured.
+        """
+        grad_split = self.config.grad_split if grad_split is None else grad_split
+        return self.cosine[weight_cosine(SPLIT if split else PLAIN, grad_split)]
+
     @property
     def worst(self) -> tuple[float, str]:
         """The least of the ratios of output and gradients, the split included, in dB, and its name.
@@ -144,8 +155,7 @@ class LayerReport:
         Cosines are taken as dB. Infinite and nameless where nothing was measured.
         """
         known = [] if self.y_db is None else [(self.y_db, "y")]
-        for product, name in (("grad_input", "grad_x"), ("grad_weight_split", "grad_w")):
-            cosine = self.cosine[product]
+        for cosine, name in ((self.cosine["grad_input"], "grad_x"), (self.grad_weight(), "grad_w")):
             if cosine is not None:
                 known.append((cosine_in_db(cosine), name))
         return min(known, default=(math.inf, ""))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from int8tile.analysis.results import LayerReport, Report, ThresholdResult
-from int8tile.analysis.table import ARROW, COLUMNS, Cell, decibels, pair
+from int8tile.analysis.table import ARROW, COLUMNS, Cell, cosine, decibels, pair
 from int8tile.config import Int8TileConfig, config_for
 
 
@@ -21,7 +21,10 @@ def tables(report: Report) -> list[str]:
     Returns:
         HTML sections in the order of reading.
     """
-    return [_layers(report), _gammas(report), _bits(report), _distributions(report)]
+    made = [_layers(report), _gammas(report), _bits(report)]
+    if any(layer.measured_gradients for layer in report.layers.values()):
+        made.append(_gradients(report))
+    return [*made, _distributions(report)]
 
 
 def text(value: object) -> str:
@@ -124,6 +127,26 @@ def _bits(report: Report) -> str:
 
 def _at_bits(bits: int, layer: LayerReport) -> float | None:
     return layer.bits_db.get(bits)
+
+
+def _gradients(report: Report) -> str:
+    columns: dict[str, Callable[[LayerReport], float | None]] = {
+        "grad_x": lambda layer: layer.cosine["grad_input"],
+        "grad_w, no split": lambda layer: layer.grad_weight(False, False),
+        "split": lambda layer: layer.grad_weight(True, False),
+        "grad_split": lambda layer: layer.grad_weight(False, True),
+        "both": lambda layer: layer.grad_weight(True, True),
+    }
+    note = (
+        "Cosine of the angle to the float gradient: that of the input, and that of the weight "
+        "without any split, with outlier columns of the input split, with outlier tokens of the "
+        "gradient split (grad_split), and with both. 0.995 is as 20 dB of an output."
+    )
+    rows = {
+        layer.name: [Cell(cosine(of(layer)), of(layer)) for of in columns.values()]
+        for layer in report.layers.values()
+    }
+    return _section("Gradients", note, list(columns), rows)
 
 
 def _distributions(report: Report) -> str:

@@ -57,7 +57,7 @@ def _cosine(value: float | None) -> Cell:
 
 
 def _weight_cosines(layer: LayerReport) -> Cell:
-    return pair(_cosine(layer.cosine[f"grad_weight_{arm}"]) for arm in ("plain", "split"))
+    return pair(_cosine(layer.grad_weight(split)) for split in (False, True))
 
 
 def worst(layer: LayerReport) -> Cell:
