@@ -124,6 +124,8 @@ def test_arms_are_the_configs_they_name():
     assert (split.threshold, split.outlier_bits, split.granularity) == (4.0, 10, "row")
     gain = arms.config("int8-gain", settings)
     assert gain == dataclasses.replace(split, outlier_gain=True)
+    tokens = arms.config("int8-grad-split", settings)
+    assert tokens == dataclasses.replace(split, grad_split=True)
     assert arms.config("paper-int8", settings).threshold is None
     paper = arms.config("paper-split", settings)
     assert (paper.threshold, paper.granularity, paper.scale) == (4.0, "tensor", "pow2")
@@ -306,7 +308,15 @@ def test_the_table_fits_80_columns():
     console.print(report.table(result))
     shown = console.file.getvalue()
     assert "\u2026" not in shown  # an ellipsis
-    for word in ("paper-split", "9.8760", "windows/s", "1.00x", "453.8 MB", "123.0/91.0"):
+    for word in (
+        "int8-grad-split",
+        "9.8760",
+        "windows",
+        "per s",
+        "1.00x",
+        "453.8 MB",
+        "123.0/91.0",
+    ):
         assert word in shown
 
 
@@ -385,14 +395,14 @@ def test_two_runs_agree(tmp_path, tiny_bert):
 def test_regression_run(tmp_path, tiny_bert):
     rows = "".join(f"a film of {i}\tthe film {i % 7}\t{i % 6}\n" for i in range(24))
     write_task(tmp_path / "glue", ["dev"], "sentence1\tsentence2\tscore\n" + rows)
+    chosen = ("bf16", "int8-gain", "int8-grad-split", "paper-split")
     run(
         Settings(
-            model=tiny_bert, task="stsb", data=tmp_path / "glue",
-            arms=("bf16", "int8-gain", "paper-split"), max_steps=2, batch_size=8,
-            output=tmp_path / "out",
+            model=tiny_bert, task="stsb", data=tmp_path / "glue", arms=chosen, max_steps=2,
+            batch_size=8, output=tmp_path / "out",
         )
     )  # fmt: skip
-    check_run(tmp_path / "out", ["bf16", "int8-gain", "paper-split"], ["pearson", "spearman"])
+    check_run(tmp_path / "out", list(chosen), ["pearson", "spearman"])
 
 
 def test_mnli_run_reports_both_sets(tmp_path, tiny_bert):

@@ -22,6 +22,7 @@ COLORS = {
     "int8": "#E69F00",
     "int8-split": "#0072B2",
     "int8-gain": "#D55E00",
+    "int8-grad-split": "#7F3C8D",
     "paper-int8": "#CC79A7",
     "paper-split": "#56B4E9",
 }
@@ -37,8 +38,8 @@ def table(result: RunResult) -> Table:
         A table with one row per arm.
     """
     columns = (
-        *("arm", result.metric_name, "eval\nloss", f"{result.unit}/s"),
-        *(f"speed against {BASELINE}", "saved for backward", "outliers / over capacity"),
+        *("arm", result.metric_name, "eval\nloss", f"{result.unit}\nper s"),
+        *(f"speed\n/ {BASELINE}", "saved for\nbackward", "outliers /\noverflow"),
     )
     rows = []
     baseline = result.arms.get(BASELINE)
@@ -60,8 +61,8 @@ def table(result: RunResult) -> Table:
         title += f" by {processes} processes"
     shown = Table(title=title, box=box.SIMPLE_HEAVY, show_edge=False, padding=(0, 1, 0, 0))
     for column, *cells in zip(columns, *rows, strict=True):
-        # Headers give way in a narrow terminal: it fits 80 columns.
-        width = max(map(len, [*column.split(), *cells]))
+        # It fits 80 columns.
+        width = max(map(len, [*column.splitlines(), *cells]))
         first = column == "arm"
         shown.add_column(
             column,
