@@ -99,7 +99,7 @@ void quantize(const MatrixView& x, const float* fold, bool transposed, const Qua
   stats.absmax = at.columns;
   stats.wanted = how.wanted;
   column_stats(x, stats, stream);
-  quantize_columns(x, fold, at.columns, how, {nullptr, q, scale}, stream);
+  quantize_columns(x, fold, at.columns, {}, how, {nullptr, q, scale}, stream);
 }
 
 void quantize_input(const MatrixView& x, const SplitSpec& split, const Quantization& how,

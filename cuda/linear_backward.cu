@@ -2,6 +2,7 @@
 #include "launch.cuh"
 #include "linear.cuh"
 #include "outliers.cuh"
+#include "tokens.cuh"
 
 namespace int8tile::cuda {
 namespace {
@@ -35,7 +36,7 @@ void multiply_grad_input(const GradInputArgs& args, const GradInputScratch& at,
     stats.tensor = is_tensor(how);
     stats.absmax = at.weight.absmax;
     column_stats(args.weight, stats, stream);
-    quantize_columns(args.weight, nullptr, at.weight.absmax, how,
+    quantize_columns(args.weight, nullptr, at.weight.absmax, {}, how,
                      {nullptr, at.weight.values, at.weight.scale}, stream);
     weight = {at.weight.values, at.weight.scale};
   }
@@ -65,8 +66,29 @@ void linear_grad_input(const GradInputArgs& args, void* workspace, const Stream&
 
 namespace {
 
+/// Outlier tokens of g, and what they meet in the saved input; nothing where there are none.
+struct TokenScratch {
+  TokenScratch(Arena& arena, int64_t m, int64_t n, int64_t k, int64_t capacity, bool grad_split)
+      : slots(grad_split ? token_slots(m) : 0),
+        stride(round_up(slots, kDepthAlign)),
+        rows(arena.take<uint32_t>(slots > 0 ? m : 0)),
+        slot(arena.take<int32_t>(slots > 0 ? m : 0)),
+        index(arena.take<int32_t>(slots)),
+        count(arena.take<int32_t>(slots > 0 ? 1 : 0)),
+        absmax(arena.take<uint32_t>(slots > 0 ? n : 0)),
+        high(arena.take<int8_t>(n * stride)),
+        input(arena.take<int8_t>(k * stride)),
+        limb(arena.take<int8_t>(capacity * stride)) {}
+  int64_t slots, stride;
+  uint32_t* rows;  // absmax of the rows of g
+  int32_t *slot, *index, *count;
+  uint32_t* absmax;             // of the columns, of outlier tokens alone
+  int8_t *high, *input, *limb;  // [n, stride], [k, stride], [capacity, stride]
+};
+
 struct GradWeightScratch {
-  GradWeightScratch(Arena& arena, int64_t m, int64_t n, int64_t k, int64_t capacity)
+  GradWeightScratch(Arena& arena, int64_t m, int64_t n, int64_t k, int64_t capacity,
+                    bool grad_split)
       : slices(slice_depth(m, 0)),
         grad(arena, n, m),
         block_sums(arena.take<float>(ceil_div(m, kColumnBlock) * n)),
@@ -74,14 +96,37 @@ struct GradWeightScratch {
         low(arena.take<int8_t>(capacity * round_up(m, kDepthAlign))),
         high_acc(arena.take<int32_t>(n * capacity)),
         low_acc(arena.take<int32_t>(n * capacity)),
-        limb_grad(arena.take<float>(slices.size() > 1 ? n * capacity : 0)) {}
+        limb_grad(arena.take<float>(slices.size() > 1 ? n * capacity : 0)),
+        tokens(arena, m, n, k, capacity, grad_split) {}
   std::vector<Slice> slices;
   Int8Scratch grad;
   float *block_sums, *sum;
   int8_t* low;                  // rows of the saved input at the outlier columns
   int32_t *high_acc, *low_acc;  // [n, capacity]
   float* limb_grad;             // [n, capacity], sum of slices
+  TokenScratch tokens;
 };
+
+/// Chooses the outlier tokens. row_absmax // [m] bits of g
+TokenLimbs split_tokens(const uint32_t* row_absmax, const float* fold, const MatrixView& g,
+                        const TokenScratch& at, const Stream& stream) {
+  if (at.slots == 0) return {};
+  choose_tokens(row_absmax, fold, g.rows, {at.slots, at.slot, at.index, at.count}, stream);
+  fill_zero(at.high, g.cols * at.stride, stream);
+  return {at.slot, at.absmax, at.high, at.stride};
+}
+
+/// High limbs of the tokens in front of the others. from // [rows, round_up(m, 16)], the operand b;
+/// to // [rows, stride], what it has of them
+void prepend_tokens(GemmArgs& gemm, const TokenScratch& at, const int8_t* from, int64_t rows,
+                    int64_t tokens, int8_t* to, const Stream& stream) {
+  if (at.slots == 0) return;
+  gather_columns(from, rows, {nullptr, at.index, at.count, at.slots, tokens}, to, stream);
+  gemm.a_high = at.high;
+  gemm.b_high = to;
+  gemm.high_stride = at.stride;
+  gemm.high_count = at.count;
+}
 
 /// One slice of the limb columns of grad_w: 128 * high + low, combined in float32.
 struct LimbColumns {
@@ -147,9 +192,15 @@ void limb_columns(const GradWeightArgs& args, const GradWeightScratch& at, const
   outliers.gain = args.input.gain;
   gather_rows(args.input.saved_values, round_up(args.grad_output.rows, kDepthAlign), outliers,
               at.low, stream);
+  const auto multiply = [&](const Slice& slice, const int8_t* limb, int32_t* acc) {
+    GemmArgs product = limb_gemm(args, at, slice, limb, acc);
+    prepend_tokens(product, at.tokens, limb, args.capacity, args.grad_output.rows, at.tokens.limb,
+                   stream);
+    gemm(product, stream);
+  };
   for (const Slice& slice : at.slices) {
-    gemm(limb_gemm(args, at, slice, args.input.saved_high, at.high_acc), stream);
-    gemm(limb_gemm(args, at, slice, at.low, at.low_acc), stream);
+    multiply(slice, args.input.saved_high, at.high_acc);
+    multiply(slice, at.low, at.low_acc);
     const LimbColumns limbs{at.high_acc,  at.low_acc,       n,
                             outliers,     at.grad.scale,    column_scale_of(args),
                             at.limb_grad, slice.begin == 0, slice.end == at.slices.back().end};
@@ -161,8 +212,11 @@ void limb_columns(const GradWeightArgs& args, const GradWeightScratch& at, const
   }
 }
 
-ColumnStats grad_stats(const GradWeightArgs& args, const GradWeightScratch& at) {
+ColumnStats grad_stats(const GradWeightArgs& args, const GradWeightScratch& at,
+                       const TokenLimbs& tokens) {
   ColumnStats stats;
+  stats.token_slot = tokens.slot;
+  stats.token_absmax = at.tokens.absmax;
   stats.fold = fold_of(args);
   stats.tensor = is_tensor(args.how);
   stats.absmax = at.grad.absmax;
@@ -180,14 +234,15 @@ void multiply_grad_weight(const GradWeightArgs& args, const GradWeightScratch& a
   gemm.b = args.input.saved_values;
   gemm.a_stride = gemm.b_stride = round_up(gemm.k, kDepthAlign);
   gemm.epilogue = {at.grad.scale, column_scale_of(args), 0, nullptr, false};
+  prepend_tokens(gemm, at.tokens, args.input.saved_values, gemm.n, gemm.k, at.tokens.input, stream);
   gemm_slices(slice_gemm(gemm, at.slices), args.out, at.sum, stream);
   if (args.capacity > 0) limb_columns(args, at, stream);
 }
 
 }  // namespace
 
-int64_t grad_weight_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity) {
-  return Workspace<GradWeightScratch>::bytes(m, n, k, capacity);
+int64_t grad_weight_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity, bool grad_split) {
+  return Workspace<GradWeightScratch>::bytes(m, n, k, capacity, grad_split);
 }
 
 void linear_grad_weight(const GradWeightArgs& args, void* workspace, const Stream& stream) {
@@ -196,11 +251,18 @@ void linear_grad_weight(const GradWeightArgs& args, void* workspace, const Strea
   const DeviceGuard guard(stream);
   const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
   Arena memory(workspace);
-  const GradWeightScratch at(memory, m, n, k, args.capacity);
-  column_stats(args.grad_output, grad_stats(args, at), stream);
+  const GradWeightScratch at(memory, m, n, k, args.capacity, args.grad_split);
+  TokenLimbs tokens;
+  if (at.tokens.slots > 0 && n > 0 && k > 0) {
+    Quantization rows = args.how;
+    rows.granularity = Granularity::kRow;
+    row_absmax(args.grad_output, nullptr, {}, {at.tokens.rows, nullptr}, rows, stream);
+    tokens = split_tokens(at.tokens.rows, fold_of(args), args.grad_output, at.tokens, stream);
+  }
+  column_stats(args.grad_output, grad_stats(args, at, tokens), stream);
   if (m == 0) return fill_rows(args.out, n, k, nullptr, stream);
   if (n == 0 || k == 0) return;
-  quantize_columns(args.grad_output, fold_of(args), at.grad.absmax, args.how,
+  quantize_columns(args.grad_output, fold_of(args), at.grad.absmax, tokens, args.how,
                    {nullptr, at.grad.values, at.grad.scale}, stream);
   multiply_grad_weight(args, at, stream);
 }
@@ -208,23 +270,25 @@ void linear_grad_weight(const GradWeightArgs& args, void* workspace, const Strea
 namespace {
 
 struct BackwardScratch {
-  BackwardScratch(Arena& arena, int64_t m, int64_t n, int64_t k, int64_t capacity)
-      : grad_input(arena, m, n, k, false), grad_weight(arena, m, n, k, capacity) {}
+  BackwardScratch(Arena& arena, int64_t m, int64_t n, int64_t k, int64_t capacity, bool grad_split)
+      : grad_input(arena, m, n, k, false), grad_weight(arena, m, n, k, capacity, grad_split) {}
   GradInputScratch grad_input;
   GradWeightScratch grad_weight;
 };
 
 }  // namespace
 
-int64_t backward_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity) {
-  return Workspace<BackwardScratch>::bytes(m, n, k, capacity);
+int64_t backward_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity, bool grad_split) {
+  return Workspace<BackwardScratch>::bytes(m, n, k, capacity, grad_split);
 }
 
 void linear_backward(const GradInputArgs& input_args, const GradWeightArgs& weight_args,
                      void* workspace, const Stream& stream) {
   const MatrixView& g = weight_args.grad_output;
   const int64_t k = weight_args.in_features;
-  if (g.rows == 0 || g.cols == 0 || k == 0) {
+  const bool empty = g.rows == 0 || g.cols == 0 || k == 0;
+  // Of one scale for the tensor, outlier tokens leave the two gradients different ones.
+  if (empty || (weight_args.grad_split && is_tensor(weight_args.how))) {
     linear_grad_input(input_args, workspace, stream);
     return linear_grad_weight(weight_args, workspace, stream);
   }
@@ -232,12 +296,16 @@ void linear_backward(const GradInputArgs& input_args, const GradWeightArgs& weig
   require_aligned("int8tile::linear_backward", "saved_limbs", weight_args.input.saved_high);
   const DeviceGuard guard(stream);
   Arena memory(workspace);
-  const BackwardScratch at(memory, g.rows, g.cols, k, weight_args.capacity);
+  const BackwardScratch at(memory, g.rows, g.cols, k, weight_args.capacity, weight_args.grad_split);
   const Int8Scratch &rows = at.grad_input.grad, &columns = at.grad_weight.grad;
-  ColumnStats stats = grad_stats(weight_args, at.grad_weight);
-  if (!stats.tensor) stats.row_absmax = rows.absmax;
+  const TokenScratch& split = at.grad_weight.tokens;
+  const float* fold = fold_of(weight_args);
+  if (split.slots > 0) row_absmax(g, nullptr, {}, {rows.absmax, nullptr}, input_args.how, stream);
+  const TokenLimbs tokens = split_tokens(rows.absmax, fold, g, split, stream);
+  ColumnStats stats = grad_stats(weight_args, at.grad_weight, tokens);
+  if (!stats.tensor && !tokens.slot) stats.row_absmax = rows.absmax;
   column_stats(g, stats, stream);
-  quantize_gradient(g, stats.fold, {rows.absmax, columns.absmax}, input_args.how,
+  quantize_gradient(g, fold, {rows.absmax, columns.absmax}, tokens, input_args.how,
                     {rows.values, columns.values, rows.scale, columns.scale}, stream);
   multiply_grad_input(input_args, at.grad_input, stream);
   multiply_grad_weight(weight_args, at.grad_weight, stream);

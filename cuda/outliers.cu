@@ -20,13 +20,25 @@ __device__ void join_warp(uint32_t value, uint32_t* to) {
   if (threadIdx.x % kWarp == 0 && value > 0) atomicMax(to, value);
 }
 
+/// The largest of a thread's columns from `j` on join those of `to`, or all the first.
+__device__ void join_columns(const uint32_t (&largest)[kVector], int64_t j, int64_t cols,
+                             bool tensor, uint32_t* to) {
+  if (tensor) {
+    uint32_t all = 0;  // a column that does not exist has no absmax, whatever the fold
+    for (int c = 0; c < kVector && j + c < cols; ++c) all = largest[c] > all ? largest[c] : all;
+    return join_warp(all, to);
+  }
+  for (int c = 0; c < kVector && j + c < cols; ++c)
+    if (largest[c] > 0) atomicMax(to + j + c, largest[c]);
+}
+
 // Threads beyond the last column stay, for the exchange within their warp; they read zeros.
-template <class T, bool Rows>
+template <class T, bool Rows, bool Tokens>
 __global__ __launch_bounds__(kColumnThreads, 4) void column_stats_kernel(View<T> x,
                                                                          ColumnStats stats) {
   if (skipped(stats.wanted)) return;
   const int64_t j = linear_index() * kVector;
-  uint32_t largest[kVector] = {};
+  uint32_t largest[kVector] = {}, token[kVector] = {};
   const int64_t blocks = (x.rows + kColumnBlock - 1) / kColumnBlock;
   for (int64_t block = blockIdx.y; block < blocks; block += gridDim.y) {
     float sum[kVector] = {};
@@ -37,12 +49,16 @@ __global__ __launch_bounds__(kColumnThreads, 4) void column_stats_kernel(View<T>
       float values[kVector];
       x.load(i, j, values);
       const float fold = stats.fold ? stats.fold[i] : 1.0f;
+      const bool apart = Tokens && stats.token_slot[i] >= 0;
       uint32_t row = 0;
 #pragma unroll
       for (int c = 0; c < kVector; ++c) {
         sum[c] = __fadd_rn(sum[c], values[c]);
         const uint32_t bits = abs_bits(__fmul_rn(values[c], fold));
-        if (bits > largest[c] && !(stats.finite_only && bits >= kInfBits)) largest[c] = bits;
+        if (apart)
+          token[c] = bits > token[c] ? bits : token[c];
+        else if (bits > largest[c] && !(stats.finite_only && bits >= kInfBits))
+          largest[c] = bits;
         if constexpr (Rows) row = abs_bits(values[c]) > row ? abs_bits(values[c]) : row;
       }
       if constexpr (Rows) join_warp(row, stats.row_absmax + i);
@@ -51,13 +67,8 @@ __global__ __launch_bounds__(kColumnThreads, 4) void column_stats_kernel(View<T>
       for (int c = 0; c < kVector && j + c < x.cols; ++c)
         stats.block_sums[block * x.cols + j + c] = sum[c];
   }
-  if (stats.tensor) {
-    uint32_t all = 0;  // a column that does not exist has no absmax, whatever the fold
-    for (int c = 0; c < kVector && j + c < x.cols; ++c) all = largest[c] > all ? largest[c] : all;
-    return join_warp(all, stats.absmax);
-  }
-  for (int c = 0; c < kVector && j + c < x.cols; ++c)
-    if (largest[c] > 0) atomicMax(stats.absmax + j + c, largest[c]);
+  join_columns(largest, j, x.cols, stats.tensor, stats.absmax);
+  if constexpr (Tokens) join_columns(token, j, x.cols, stats.tensor, stats.token_absmax);
 }
 
 __global__ void add_blocks(const float* block_sums, int64_t blocks, int64_t cols, float* sum) {
@@ -76,14 +87,16 @@ void column_stats(const MatrixView& x, const ColumnStats& stats, const Stream& s
   if (x.cols == 0) return;
   fill_zero(stats.absmax, (stats.tensor ? 1 : x.cols) * 4, stream);
   if (stats.row_absmax) fill_zero(stats.row_absmax, x.rows * 4, stream);
+  if (stats.token_slot) fill_zero(stats.token_absmax, (stats.tensor ? 1 : x.cols) * 4, stream);
   const int64_t blocks = ceil_div(x.rows, kColumnBlock);
   if (blocks > 0)
     with_dtype(x.dtype, [&](auto tag) {
       using T = typename decltype(tag)::type;
       const dim3 grid(static_cast<unsigned>(ceil_div(x.cols, kColumnThreads * kVector)),
                       static_cast<unsigned>(std::min(blocks, kMaxRowBlocks)));
-      const auto kernel =
-          stats.row_absmax ? column_stats_kernel<T, true> : column_stats_kernel<T, false>;
+      const auto kernel = stats.token_slot   ? column_stats_kernel<T, false, true>
+                          : stats.row_absmax ? column_stats_kernel<T, true, false>
+                                             : column_stats_kernel<T, false, false>;
       launch(stream, kernel, grid, dim3(kColumnThreads), 0, view_as<T>(x), stats);
     });
   if (stats.sum)

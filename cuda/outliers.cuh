@@ -10,14 +10,16 @@ inline constexpr int64_t kColumnBlock = 48;
 
 /// What is wanted of the columns of x.
 struct ColumnStats {
-  const float* fold = nullptr;       // [rows] multiplies x before the absmax (not the sum)
-  bool finite_only = false;          // inf and NaN are skipped
-  bool tensor = false;               // one absmax for all columns
-  uint32_t* absmax = nullptr;        // [cols] (or [1]) bits
-  float* sum = nullptr;              // [cols]; null: not wanted
-  float* block_sums = nullptr;       // [ceil(rows / 48), cols], where sums are wanted
-  uint32_t* row_absmax = nullptr;    // [rows] bits of x without the fold; null: not wanted
-  const uint32_t* wanted = nullptr;  // see Quantization
+  const float* fold = nullptr;          // [rows] multiplies x before the absmax (not the sum)
+  bool finite_only = false;             // inf and NaN are skipped
+  bool tensor = false;                  // one absmax for all columns
+  uint32_t* absmax = nullptr;           // [cols] (or [1]) bits
+  float* sum = nullptr;                 // [cols]; null: not wanted
+  float* block_sums = nullptr;          // [ceil(rows / 48), cols], where sums are wanted
+  uint32_t* row_absmax = nullptr;       // [rows] bits of x without the fold; null: not wanted
+  const int32_t* token_slot = nullptr;  // [rows] -1: regular; null: all are. Not with row_absmax
+  uint32_t* token_absmax = nullptr;     // like absmax, of the outlier tokens
+  const uint32_t* wanted = nullptr;     // see Quantization
 };
 
 void column_stats(const MatrixView& x, const ColumnStats& stats, const Stream& stream);

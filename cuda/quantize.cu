@@ -72,6 +72,7 @@ struct TileJob {
   ScaleSource source;
   const int32_t* slot;
   int limit;  // largest |integer| of an outlier
+  TokenLimbs tokens;
   const int64_t* seed;
   uint32_t gemm_id;
   const uint32_t* wanted;
@@ -115,6 +116,7 @@ __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJ
     float values[kVector];
     x.load(i, at.col, values);
     const float factor = job.fold && i < x.rows ? job.fold[i] : 1.0f;
+    const bool token = Columns && job.tokens.holds(i, x.rows);
     uint32_t words[2] = {};
 #pragma unroll
     for (int c = 0; c < kVector; ++c) {
@@ -122,8 +124,14 @@ __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJ
       const auto index = static_cast<uint64_t>(i) * static_cast<uint64_t>(x.cols) +
                          static_cast<uint64_t>(at.col + c);
       const float value = __fmul_rn(values[c], factor);
-      const int q = apart[c] ? low_limb(quantize_outlier(value, scale, job.limit))
-                             : quantize_value<Stochastic>(value, scale.inv, base, index);
+      int q = 0;
+      if (token || apart[c]) {
+        const int v = quantize_outlier(value, scale, job.limit);
+        q = low_limb(v);
+        if (token && at.col + c < x.cols) job.tokens.store(i, at.col + c, v);
+      } else {
+        q = quantize_value<Stochastic>(value, scale.inv, base, index);
+      }
       const uint32_t byte = static_cast<uint32_t>(q) & 0xffu;
       words[c / 4] |= byte << (8 * (c % 4));
       columns[c] |= byte << (8 * r);
@@ -177,13 +185,15 @@ void quantize_known_rows(const MatrixView& x, const float* fold, const OutlierCo
 }
 
 void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* absmax,
-                      const Quantization& how, const Int8Targets& to, const Stream& stream) {
+                      const TokenLimbs& tokens, const Quantization& how, const Int8Targets& to,
+                      const Stream& stream) {
   if (x.cols == 0) return;
   if (x.rows == 0) return fill_zero(to.scale, x.cols * 4, stream);
   TileJob job{};
   job.fold = fold;
-  job.source = {absmax, nullptr, how.granularity == Granularity::kTensor ? 0 : 1, how.scale,
-                kMaxOutlierBits};
+  job.source = column_source(absmax, tokens, how);
+  job.limit = outlier_limit(kMaxOutlierBits);
+  job.tokens = tokens;
   job.to = to;
   quantize_tiles<true>(x, job, how, stream);
 }

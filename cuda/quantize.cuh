@@ -65,9 +65,30 @@ void quantize_known_rows(const MatrixView& x, const float* fold, const OutlierCo
                          const Quantization& how, const AbsmaxBits& absmax, const Int8Targets& to,
                          const Stream& stream);
 
+/// The outlier tokens of a gradient, for its copy with a scale per column: low limbs stand at them.
+struct TokenLimbs {
+  const int32_t* slot = nullptr;     // [rows] place of a token or -1; null: none is split
+  const uint32_t* absmax = nullptr;  // [cols], or [1], bits of the outlier tokens
+  int8_t* high = nullptr;            // [cols, stride]; only what tokens hold is written
+  int64_t stride = 0;
+
+  __device__ bool holds(int64_t i, int64_t rows) const { return slot && i < rows && slot[i] >= 0; }
+  __device__ void store(int64_t i, int64_t j, int v) const {
+    high[j * stride + slot[i]] = high_limb(v);
+  }
+};
+
+/// The scales of columns whose absmax was found with or without these outlier tokens.
+inline ScaleSource column_source(const uint32_t* absmax, const TokenLimbs& tokens,
+                                 const Quantization& how) {
+  return {absmax, tokens.slot ? tokens.absmax : nullptr,
+          how.granularity == Granularity::kTensor ? 0 : 1, how.scale, kMaxOutlierBits};
+}
+
 /// One scale per column of x, or one for the tensor, from the column absmax (of x times fold).
 void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* absmax,
-                      const Quantization& how, const Int8Targets& to, const Stream& stream);
+                      const TokenLimbs& tokens, const Quantization& how, const Int8Targets& to,
+                      const Stream& stream);
 
 /// Both copies of a gradient: row-major with a scale per row, and times a fold, transposed, with a
 /// scale per column. With one scale for the tensor both hold the same integers.
@@ -81,9 +102,11 @@ struct GradientAbsmax {
   const uint32_t* columns = nullptr;  // [cols], or [1], bits of g times the fold
 };
 
-/// The same integers and scales as quantize_rows and quantize_columns give; g is not empty.
+/// The same integers and scales as quantize_rows and quantize_columns give; g is not empty. Tokens
+/// are not for one scale of the tensor, which both copies share.
 void quantize_gradient(const MatrixView& g, const float* fold, const GradientAbsmax& absmax,
-                       const Quantization& how, const GradientTargets& to, const Stream& stream);
+                       const TokenLimbs& tokens, const Quantization& how, const GradientTargets& to,
+                       const Stream& stream);
 
 /// High limbs of the outlier columns, after quantize_rows with the same absmax; zero beyond those
 /// found. row_major // [rows, round_up(capacity, 16)]; transposed // [capacity, round_up(rows,

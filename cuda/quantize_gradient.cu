@@ -8,6 +8,7 @@ namespace {
 struct GradientJob {
   const float* fold;  // [rows] multiplies what the scales per column are for; null: ones
   ScaleSource rows, columns;
+  TokenLimbs tokens;
   const int64_t* seed;
   GradientTargets to;
   TileExtent extent;
@@ -55,6 +56,7 @@ __global__ __launch_bounds__(kTileThreads) void gradient_kernel(View<T> x, Gradi
     float values[kVector];
     x.load(i, at.col, values);
     const float factor = job.fold && i < x.rows ? job.fold[i] : 1.0f;
+    const bool token = !Shared && job.tokens.holds(i, x.rows);
     const float row_inv = scales.rows[at.down * kThreadRows + r];
     uint32_t words[2] = {};
 #pragma unroll
@@ -63,10 +65,17 @@ __global__ __launch_bounds__(kTileThreads) void gradient_kernel(View<T> x, Gradi
                          static_cast<uint64_t>(at.col + c);
       const int q = quantize_value<Stochastic>(values[c], row_inv, row_base, index);
       int folded = q;
-      if constexpr (!Shared)
-        folded =
-            quantize_value<Stochastic>(__fmul_rn(values[c], factor),
-                                       scales.columns[at.across * kVector + c], column_base, index);
+      if constexpr (!Shared) {
+        const float value = __fmul_rn(values[c], factor);
+        const float inv = scales.columns[at.across * kVector + c];
+        if (token) {
+          folded = round_nearest(__fmul_rn(value, inv), static_cast<float>(kOutlierMax));
+          if (at.col + c < x.cols) job.tokens.store(i, at.col + c, folded);
+          folded = low_limb(folded);
+        } else {
+          folded = quantize_value<Stochastic>(value, inv, column_base, index);
+        }
+      }
       words[c / 4] |= (static_cast<uint32_t>(q) & 0xffu) << (8 * (c % 4));
       columns[c] |= (static_cast<uint32_t>(folded) & 0xffu) << (8 * r);
     }
@@ -88,12 +97,13 @@ void launch_gradient(const MatrixView& g, const GradientJob& job, Rounding round
 }  // namespace
 
 void quantize_gradient(const MatrixView& g, const float* fold, const GradientAbsmax& absmax,
-                       const Quantization& how, const GradientTargets& to, const Stream& stream) {
+                       const TokenLimbs& tokens, const Quantization& how, const GradientTargets& to,
+                       const Stream& stream) {
   const bool tensor = how.granularity == Granularity::kTensor;
-  const ScaleSource columns{absmax.columns, nullptr, tensor ? 0 : 1, how.scale, kMaxOutlierBits};
+  const ScaleSource columns = column_source(absmax.columns, tokens, how);
   ScaleSource rows = columns;
-  if (!tensor) rows.regular = absmax.rows;
-  const GradientJob job{fold, rows, columns, how.seed, to, tile_extent(g)};
+  if (!tensor) rows.regular = absmax.rows, rows.outlier = nullptr;
+  const GradientJob job{fold, rows, columns, tokens, how.seed, to, tile_extent(g)};
   with_dtype(g.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (tensor)

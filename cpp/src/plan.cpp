@@ -12,6 +12,8 @@ namespace {
 constexpr int64_t kAccumulatorLimit = (int64_t{1} << 31) - 1;
 constexpr int64_t kRegularProduct = 127 * 127;
 constexpr int64_t kOutlierProduct = 16384 * 127;  // |high| * 128 + low, times a weight
+// With outlier tokens both factors may be outliers, one in two limbs of -128..127 each.
+constexpr int64_t kRegularToken = 127 * 128, kOutlierToken = 16384 * 128;
 
 // With slices, the first one also holds the panels; the default capacity leaves it this deep.
 constexpr int64_t kMinFirstSlice = kSliceDepth / 2;
@@ -79,6 +81,20 @@ void plan_blocks(GemmPlan& plan) {
 }
 
 }  // namespace
+
+int64_t token_block(int64_t m) {
+  if (m > kSliceDepth) return 0;
+  for (int64_t block = kTokenBlock;; block *= 2) {
+    const int64_t slots = ceil_div(m, block) * kTokensPerBlock;
+    if (m * kRegularToken + slots * kOutlierToken <= kAccumulatorLimit) return block;
+    if (block >= m) return 0;
+  }
+}
+
+int64_t token_slots(int64_t m) {
+  const int64_t block = token_block(m);
+  return block > 0 ? ceil_div(m, block) * kTokensPerBlock : 0;
+}
 
 std::vector<Slice> slice_depth(int64_t k, int64_t capacity) {
   if (k <= kSliceDepth) return {{0, k}};

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <limits>
 
 #include "int8tile/parallel.hpp"
 #include "int8tile/plan.hpp"
@@ -14,14 +13,6 @@ namespace int8tile {
 namespace {
 
 constexpr uint32_t kAbsMask = 0x7fffffff;
-
-// Limbs of x are -128..127.
-constexpr int64_t kMostInt8 = 128;
-
-bool fits(int64_t m, int64_t slots) {
-  return (m * kInt8Max + slots * (kOutlierMax + 1)) * kMostInt8 <=
-         std::numeric_limits<int32_t>::max();
-}
 
 std::vector<uint32_t> row_maxima(const MatrixView& g, const float* fold, const CpuFacts& cpu) {
   std::vector<uint32_t> maxima(static_cast<std::size_t>(g.rows));
@@ -41,14 +32,6 @@ std::vector<uint32_t> row_maxima(const MatrixView& g, const float* fold, const C
 }
 
 }  // namespace
-
-int64_t token_block(int64_t m) {
-  if (m > kSliceDepth) return 0;
-  for (int64_t block = kTokenBlock;; block *= 2) {
-    if (fits(m, ceil_div(m, block) * kTokensPerBlock)) return block;
-    if (block >= m) return 0;
-  }
-}
 
 OutlierTokens find_outlier_tokens(const MatrixView& g, const float* fold, const CpuFacts& cpu) {
   const int64_t block = token_block(g.rows);

@@ -9,13 +9,6 @@
 
 namespace int8tile {
 
-inline constexpr int64_t kTokenBlock = 64;     // rows of the smallest block
-inline constexpr int64_t kTokensPerBlock = 4;  // outlier tokens of a block, one group of K
-
-/// Rows of a block, of which the largest kTokensPerBlock are outliers: kTokenBlock, or twice that
-/// and so on until sums over `m` tokens fit int32 in one slice. 0: there are no outliers.
-int64_t token_block(int64_t m);
-
 /// The outlier tokens of g[m, n], block by block.
 struct OutlierTokens {
   std::vector<int32_t> index;  // [slots]; repeated where a block has fewer rows that are not zero

@@ -108,8 +108,8 @@ cuda::GradInputArgs grad_input_args(const Matrix& grad_output, const Matrix& wei
 }
 
 cuda::GradWeightArgs grad_weight_args(const Matrix& grad_output, const Input& input,
-                                      const Rounded& options, const Matrix& out,
-                                      Address grad_bias) {
+                                      const Rounded& options, const Matrix& out, Address grad_bias,
+                                      bool grad_split) {
   // With one scale for the tensor both gradients share one q(g), so one stream of bits.
   const bool tensor = std::get<0>(options) == "tensor";
   return {view(grad_output),
@@ -118,7 +118,8 @@ cuda::GradWeightArgs grad_weight_args(const Matrix& grad_output, const Input& in
           capacity_of(input),
           how_of(options, tensor ? cuda::kGradInputId : cuda::kGradWeightId),
           output(out),
-          pointer<float>(grad_bias)};
+          pointer<float>(grad_bias),
+          grad_split};
 }
 
 void grad_input(const Call& call, const Matrix& grad_output, const Matrix& weight,
@@ -129,19 +130,20 @@ void grad_input(const Call& call, const Matrix& grad_output, const Matrix& weigh
 }
 
 void grad_weight(const Call& call, const Matrix& grad_output, const Input& input,
-                 const Rounded& options, const Matrix& out, Address grad_bias) {
-  const cuda::GradWeightArgs args = grad_weight_args(grad_output, input, options, out, grad_bias);
+                 const Rounded& options, const Matrix& out, Address grad_bias, bool grad_split) {
+  const cuda::GradWeightArgs args =
+      grad_weight_args(grad_output, input, options, out, grad_bias, grad_split);
   const py::gil_scoped_release release;
   cuda::linear_grad_weight(args, workspace(call), stream(call));
 }
 
 void backward(const Call& call, const Matrix& grad_output, const Matrix& weight, const Input& input,
               const Rounded& options, const Matrix& grad_input, const Matrix& grad_weight,
-              Address grad_bias) {
+              Address grad_bias, bool grad_split) {
   const cuda::GradInputArgs input_args =
       grad_input_args(grad_output, weight, {}, options, grad_input);
   const cuda::GradWeightArgs weight_args =
-      grad_weight_args(grad_output, input, options, grad_weight, grad_bias);
+      grad_weight_args(grad_output, input, options, grad_weight, grad_bias, grad_split);
   const py::gil_scoped_release release;
   cuda::linear_backward(input_args, weight_args, workspace(call), stream(call));
 }
@@ -174,9 +176,9 @@ void bind_workspaces(py::module_& m) {
   m.def("cuda_grad_input_workspace", &cuda::grad_input_workspace, py::arg("m"), py::arg("n"),
         py::arg("k"), py::arg("packed"));
   m.def("cuda_grad_weight_workspace", &cuda::grad_weight_workspace, py::arg("m"), py::arg("n"),
-        py::arg("k"), py::arg("capacity"));
+        py::arg("k"), py::arg("capacity"), py::arg("grad_split"));
   m.def("cuda_backward_workspace", &cuda::backward_workspace, py::arg("m"), py::arg("n"),
-        py::arg("k"), py::arg("capacity"));
+        py::arg("k"), py::arg("capacity"), py::arg("grad_split"));
 }
 
 }  // namespace
@@ -202,10 +204,11 @@ void bind_cuda(py::module_& m) {
   m.def("cuda_linear_grad_input", &grad_input, py::arg("call"), py::arg("grad_output"),
         py::arg("weight"), py::arg("packed"), py::arg("options"), py::arg("out"));
   m.def("cuda_linear_grad_weight", &grad_weight, py::arg("call"), py::arg("grad_output"),
-        py::arg("input"), py::arg("options"), py::arg("out"), py::arg("grad_bias"));
+        py::arg("input"), py::arg("options"), py::arg("out"), py::arg("grad_bias"),
+        py::arg("grad_split"));
   m.def("cuda_linear_backward", &backward, py::arg("call"), py::arg("grad_output"),
         py::arg("weight"), py::arg("input"), py::arg("options"), py::arg("grad_input"),
-        py::arg("grad_weight"), py::arg("grad_bias"));
+        py::arg("grad_weight"), py::arg("grad_bias"), py::arg("grad_split"));
   m.def("cuda_gemm", &gemm, py::arg("call"), py::arg("a"), py::arg("m"), py::arg("k"), py::arg("b"),
         py::arg("n"), py::arg("a_high"), py::arg("b_high"), py::arg("high_columns"),
         py::arg("high_count"), py::arg("out"));

@@ -50,6 +50,16 @@ struct GemmPlan {
 /// The deepest K whose int8 products always fit int32, a power of two.
 inline constexpr int64_t kSliceDepth = 131072;
 
+inline constexpr int64_t kTokenBlock = 64;     // rows of the smallest block
+inline constexpr int64_t kTokensPerBlock = 4;  // outlier tokens of a block, one group of K
+
+/// Rows of a block, of which the largest kTokensPerBlock are outlier tokens of a gradient:
+/// kTokenBlock, or twice that and so on until sums over `m` tokens fit int32 in one slice. 0: there
+/// are no outlier tokens.
+int64_t token_block(int64_t m);
+/// Places for them: kTokensPerBlock for each block.
+int64_t token_slots(int64_t m);
+
 /// Why float32 is expected to be as fast with this kernel, whatever the shape; empty where it has a
 /// dot-product instruction.
 std::string kernel_verdict(const Kernel& kernel);

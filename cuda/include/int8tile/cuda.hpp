@@ -68,8 +68,8 @@ int64_t quantize_workspace(int64_t rows, int64_t cols);
 /// packed: of a weight that is packed, and multiplied without gains.
 int64_t multiply_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity, bool packed);
 int64_t grad_input_workspace(int64_t m, int64_t n, int64_t k, bool packed);
-int64_t grad_weight_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity);
-int64_t backward_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity);
+int64_t grad_weight_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity, bool grad_split);
+int64_t backward_workspace(int64_t m, int64_t n, int64_t k, int64_t capacity, bool grad_split);
 
 /// The weight that bounds the gains of outlier columns.
 struct GainWeight {
@@ -133,6 +133,7 @@ struct GradWeightArgs {
   Quantization how;
   OutputView out;              // grad_w [n, k]
   float* grad_bias = nullptr;  // [n] sums of g; null: not wanted
+  bool grad_split = false;     // outlier tokens of g in two limbs
 };
 
 /// grad_w = g.T @ x and grad_bias = sum of g over tokens, in the same order as on the CPU.

@@ -82,7 +82,7 @@ class LayerReport:
             output with the split and `outlier_gain`, whatever the config says of it.
         cosine: of int8 and float gradients: grad_input (which no split enters),
             grad_weight_plain and grad_weight_split, and these two followed by _grad_split, with
-            that option, whatever the config says of it; on the CPU only.
+            that option, whatever the config says of it.
         thresholds: the output at each threshold, without a split first.
         bits_db: dB of the output by the bits of an outlier value, with the config's outlier_gain.
         variance: both sides of the mixture-variance inequality.

@@ -279,7 +279,6 @@ def linear(
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
     save = needs_grad and weight.requires_grad and switches[2]
-    checks.check_grad_split(who, grad_split and save, input.device)
     quantized = None
     if shared is not None and switches[0]:
         quantized = shared.quantize(input, split, scales[0], scales[1], save)

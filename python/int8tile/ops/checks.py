@@ -194,14 +194,6 @@ def check_gain(
     check_layout(who, "weight_absmax", absmax, torch.float32, (rows,))
 
 
-def check_grad_split(who: str, grad_split: bool, device: torch.device) -> None:
-    """Raise NotImplementedError for the option grad_split on a device without kernels for it."""
-    if grad_split and device.type == "cuda":
-        raise NotImplementedError(
-            f"{who}: grad_split has kernels for CPU tensors only; got a tensor on {device}"
-        )
-
-
 def index_shape(index: torch.Tensor) -> tuple[int, ...]:
     """[C], or [2, C] where the exponents of gains follow the outlier columns."""
     return (2, index.numel() // 2) if index.dim() == 2 else (index.numel(),)

@@ -343,12 +343,12 @@ def linear_grad_weight(
     seed: torch.Tensor | None,
     _out_dtype: torch.dtype | None,
     with_bias: bool,
-    _grad_split: bool,
+    grad_split: bool,
 ) -> None:
     """Run grad_w = g.T @ x and, with_bias, the sum of g over tokens."""
     grad_weight, grad_bias = results
     (m, n), capacity = grad_output.shape, outlier_index.shape[-1]
-    size = _core.cuda_grad_weight_workspace(m, n, in_features, capacity)
+    size = _core.cuda_grad_weight_workspace(m, n, in_features, capacity, grad_split)
     call, _kept = _call(grad_output, size)
     _core.cuda_linear_grad_weight(
         call,
@@ -359,6 +359,7 @@ def linear_grad_weight(
         (granularity, scale, rounding, pointer(seed)),
         matrix(grad_weight),
         pointer(grad_bias) if with_bias else 0,
+        grad_split,
     )
 
 
@@ -377,12 +378,12 @@ def linear_backward(
     seed: torch.Tensor | None,
     _out_dtype: torch.dtype | None,
     with_bias: bool,
-    _grad_split: bool,
+    grad_split: bool,
 ) -> None:
     """Run linear_grad_input and linear_grad_weight with two reads of g less."""
     grad_input, grad_weight, grad_bias = results
     (m, n), k, capacity = grad_output.shape, weight.shape[1], outlier_index.shape[-1]
-    call, _kept = _call(grad_output, _core.cuda_backward_workspace(m, n, k, capacity))
+    call, _kept = _call(grad_output, _core.cuda_backward_workspace(m, n, k, capacity, grad_split))
     _core.cuda_linear_backward(
         call,
         matrix(grad_output),
@@ -392,6 +393,7 @@ def linear_backward(
         matrix(grad_input),
         matrix(grad_weight),
         pointer(grad_bias) if with_bias else 0,
+        grad_split,
     )
 
 

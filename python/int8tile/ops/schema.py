@@ -16,7 +16,6 @@ from int8tile.ops.checks import (
     check_device,
     check_float,
     check_gain,
-    check_grad_split,
     check_layout,
     check_linear,
     check_matrix,
@@ -235,7 +234,6 @@ def linear_grad_weight(
     )
     check_seed(who, rounding, seed, grad_output.device)
     check_out_dtype(who, out_dtype)
-    check_grad_split(who, grad_split, grad_output.device)
     m, n = grad_output.shape
     wanted = checks.panel_shape(in_features, m, grad_output.device)
     if saved_input.dtype != torch.uint8 or tuple(saved_input.shape) != wanted:
