@@ -93,7 +93,7 @@ __device__ inline void load_scales(const TileJob& job, int64_t first, int64_t en
   __syncthreads();
 }
 
-template <class T, bool Columns, bool Stochastic>
+template <class T, bool Columns, bool Stochastic, bool Tokens>
 __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJob job) {
   __shared__ TurnedTile turned;
   __shared__ Scale scales[Columns ? kTileCols : kTileRows];
@@ -116,7 +116,7 @@ __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJ
     float values[kVector];
     x.load(i, at.col, values);
     const float factor = job.fold && i < x.rows ? job.fold[i] : 1.0f;
-    const bool token = Columns && job.tokens.holds(i, x.rows);
+    const bool token = Tokens && job.tokens.holds(i, x.rows);
     uint32_t words[2] = {};
 #pragma unroll
     for (int c = 0; c < kVector; ++c) {
@@ -144,7 +144,7 @@ __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJ
     store_transposed(at, columns, turned, x.cols, job.extent, job.to.transposed);
 }
 
-template <bool Columns>
+template <bool Columns, bool Tokens = false>
 void quantize_tiles(const MatrixView& x, TileJob job, const Quantization& how,
                     const Stream& stream) {
   job.seed = how.seed;
@@ -153,8 +153,9 @@ void quantize_tiles(const MatrixView& x, TileJob job, const Quantization& how,
   job.extent = tile_extent(x);
   with_dtype(x.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const auto kernel = how.rounding == Rounding::kStochastic ? quantize_kernel<T, Columns, true>
-                                                              : quantize_kernel<T, Columns, false>;
+    const auto kernel = how.rounding == Rounding::kStochastic
+                            ? quantize_kernel<T, Columns, true, Tokens>
+                            : quantize_kernel<T, Columns, false, Tokens>;
     launch(stream, kernel, tile_grid(job.extent), dim3(kTileThreads), 0, view_as<T>(x), job);
   });
 }
@@ -195,7 +196,10 @@ void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* ab
   job.limit = outlier_limit(kMaxOutlierBits);
   job.tokens = tokens;
   job.to = to;
-  quantize_tiles<true>(x, job, how, stream);
+  if (tokens.slot)
+    quantize_tiles<true, true>(x, job, how, stream);
+  else
+    quantize_tiles<true>(x, job, how, stream);
 }
 
 }  // namespace int8tile::cuda

@@ -39,8 +39,9 @@ struct TileScales {
   }
 };
 
-/// Shared: both copies hold the same integers, those of one scale for the tensor.
-template <class T, bool Shared, bool Stochastic>
+/// Shared: both copies hold the same integers, those of one scale for the tensor. Tokens: some rows
+/// are outlier tokens, whose second copy has two limbs.
+template <class T, bool Shared, bool Stochastic, bool Tokens>
 __global__ __launch_bounds__(kTileThreads) void gradient_kernel(View<T> x, GradientJob job) {
   __shared__ TurnedTile turned;
   __shared__ TileScales scales;
@@ -56,7 +57,7 @@ __global__ __launch_bounds__(kTileThreads) void gradient_kernel(View<T> x, Gradi
     float values[kVector];
     x.load(i, at.col, values);
     const float factor = job.fold && i < x.rows ? job.fold[i] : 1.0f;
-    const bool token = !Shared && job.tokens.holds(i, x.rows);
+    const bool token = Tokens && job.tokens.holds(i, x.rows);
     const float row_inv = scales.rows[at.down * kThreadRows + r];
     uint32_t words[2] = {};
 #pragma unroll
@@ -86,11 +87,11 @@ __global__ __launch_bounds__(kTileThreads) void gradient_kernel(View<T> x, Gradi
   store_transposed(at, columns, turned, x.cols, job.extent, job.to.transposed);
 }
 
-template <class T, bool Shared>
+template <class T, bool Shared, bool Tokens>
 void launch_gradient(const MatrixView& g, const GradientJob& job, Rounding rounding,
                      const Stream& stream) {
-  const auto kernel = rounding == Rounding::kStochastic ? gradient_kernel<T, Shared, true>
-                                                        : gradient_kernel<T, Shared, false>;
+  const auto kernel = rounding == Rounding::kStochastic ? gradient_kernel<T, Shared, true, Tokens>
+                                                        : gradient_kernel<T, Shared, false, Tokens>;
   launch(stream, kernel, tile_grid(job.extent), dim3(kTileThreads), 0, view_as<T>(g), job);
 }
 
@@ -107,9 +108,11 @@ void quantize_gradient(const MatrixView& g, const float* fold, const GradientAbs
   with_dtype(g.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (tensor)
-      launch_gradient<T, true>(g, job, how.rounding, stream);
+      launch_gradient<T, true, false>(g, job, how.rounding, stream);
+    else if (tokens.slot)
+      launch_gradient<T, false, true>(g, job, how.rounding, stream);
     else
-      launch_gradient<T, false>(g, job, how.rounding, stream);
+      launch_gradient<T, false, false>(g, job, how.rounding, stream);
   });
 }
 

@@ -12,6 +12,7 @@ from int8tile.analysis import (
     SignalToNoise,
     chi_square_divergence,
     hammersley_chapman_robbins,
+    measures,
     mixture_variance,
 )
 from int8tile.analysis.bins import EQUAL_BINS, SAMPLE, Distortion, MagnitudeHistogram
@@ -33,7 +34,9 @@ def moments(values):
 # Signal-to-noise ratio and cosine.
 
 
-def test_snr_is_that_of_all_batches_together(rng):
+@pytest.mark.parametrize("chunk", [7, 2**18])
+def test_snr_is_that_of_all_batches_together(rng, monkeypatch, chunk):
+    monkeypatch.setattr(measures, "CHUNK", chunk)
     exact, noise = batches(rng), batches(rng)
     snr = SignalToNoise()
     for x, e in zip(exact, noise, strict=True):
@@ -68,11 +71,13 @@ def test_squares_of_tiny_gradients_do_not_vanish():
     assert cosine.value == pytest.approx(1)
 
 
-def test_cosine_is_that_of_all_batches_together(rng):
+@pytest.mark.parametrize("chunk", [7, 2**18])
+def test_cosine_is_that_of_all_batches_together(rng, monkeypatch, chunk):
+    monkeypatch.setattr(measures, "CHUNK", chunk)
     a, b = batches(rng), batches(rng)
     cosine = Cosine()
     for x, y in zip(a, b, strict=True):
-        cosine.add(torch.from_numpy(x), torch.from_numpy(y))
+        cosine.add(torch.from_numpy(x), torch.from_numpy(np.asfortranarray(y)))
     x, y = (np.concatenate(each).astype(np.float64).ravel() for each in (a, b))
     expected = x @ y / np.linalg.norm(x) / np.linalg.norm(y)
     assert cosine.value == pytest.approx(expected, rel=1e-12)

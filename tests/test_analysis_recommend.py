@@ -262,9 +262,59 @@ def test_grad_split_that_does_not_suffice_is_not_asked_for(measured):
 
 def test_grad_split_that_was_configured_stays_and_is_told(measured):
     layer = {"config": replace(measured.config, grad_split=True)}
-    advice = report(measured, a=layer, b={}).recommendation
-    assert advice.config["*"].grad_split
-    assert "grad_split as configured: lifts the gradient of 0 of 2 weights" in str(advice)
+    advice = report(measured, a=layer, b=layer, c={}).recommendation
+    assert advice.config == {"*": Int8TileConfig(threshold=8.0, grad_split=True)}
+    assert "grad_split as configured: lifts the gradient of 0 of 3 weights" in str(advice)
+    advice = report(measured, a=layer, b={}, c={}).recommendation
+    assert not advice.config["*"].grad_split
+    assert advice.config["a"].grad_split
+    assert advice.reasons["a"] == "keeps its own options"
+
+
+def test_what_grad_split_was_recommended_for_keeps_it(measured):
+    """A second recording, of what the first one's advice made, gives the same advice."""
+    needs = {"cosine": cosines(plain=0.9, split=0.9, with_grad_split=(0.999, 0.999))}
+    first = report(measured, a=needs, b={}, c={}).recommendation
+    layers = {"a": needs, "b": {}, "c": {}}
+    again = {
+        name: {**each, "config": config_for(name, first.config)} for name, each in layers.items()
+    }
+    assert report(measured, **again).recommendation.config == first.config
+
+
+def test_grad_split_where_a_split_would_do_is_not_asked_for(measured):
+    flat = [replace(each, y_db=40.0) for each in FLAT]
+    either = cosines(plain=0.9, split=0.9996, with_grad_split=(0.9999, 0.9999))
+    advice = report(measured, a={"thresholds": flat, "cosine": either}).recommendation
+    assert (advice.config["*"].threshold, advice.config["*"].grad_split) == (5.0, False)
+
+
+def test_the_gradient_is_that_of_the_chosen_gamma(measured):
+    """At a gamma without an outlier column it is that of no split, whatever gamma is."""
+    rows = thresholds((8.0, 0, 0, 40.0))
+    poor = cosines(plain=0.9, split=0.9999)
+    advice = report(measured, a={"thresholds": rows, "cosine": poor}, b={}).recommendation
+    assert not advice.config["a"].grad_weight
+    close = cosines(plain=0.9948, split=0.9952)  # 19.8 and 20.1 dB
+    flat = [replace(each, y_db=40.0) for each in FLAT]
+    advice = report(measured, a={"thresholds": flat, "cosine": close}).recommendation
+    assert advice.config["*"] == Int8TileConfig(threshold=5.0)
+
+
+def test_grad_split_is_not_for_a_gradient_in_float(measured):
+    needs = cosines(plain=0.9, split=0.9, with_grad_split=(0.999, 0.999))
+    layer = {"config": replace(measured.config, grad_weight=False), "cosine": needs}
+    advice = report(measured, a=layer, b=layer).recommendation
+    assert advice.config == {"*": Int8TileConfig(threshold=8.0, grad_weight=False)}
+    assert "grad_split" not in str(advice)
+
+
+def test_without_a_gradient_nothing_is_said_of_it(measured):
+    unknown = {"cosine": dict.fromkeys(cosines())}
+    layer = {**unknown, "config": replace(measured.config, grad_split=True)}
+    advice = report(measured, a=layer, b=layer).recommendation
+    assert advice.config == {"*": Int8TileConfig(threshold=8.0, grad_split=True)}
+    assert "grad_split" not in str(advice)
 
 
 def test_the_split_stays_where_the_gradient_needs_it_with_grad_split(measured):

@@ -75,7 +75,7 @@ class Int8TileConfig:
             of 15 bits for grad_weight, whose scales otherwise span all tokens of a call. For
             losses that few tokens decide, such as question answering. Twice as many tokens share
             4 and so on where int32 sums could overflow, from about 14,000 tokens of a call; above
-            131,072 there are none. On CPU only.
+            131,072 there are none.
         min_tokens: a call with fewer rows than this (the product of the input's leading
             dimensions) runs `torch.nn.functional.linear`, forward and backward, with nothing in
             int8. 0: never. For generation and single-row evaluation while the weight is trained,

@@ -100,12 +100,13 @@ def _image(figure: Figure, title: str, text: str, kind: str = "svg+xml") -> Imag
 
 
 def _outputs_and_gradients(layers: Sequence[LayerReport]) -> Image:
-    figure = _figure(1.5 + ROW * len(layers))
     seen = any(layer.measured_gradients for layer in layers)
+    figure = _figure((1.5 if seen else 1.3) + ROW * len(layers))
     axes = figure.subplots(1, 1 + seen, sharey=True, squeeze=False)[0]
     _outputs(axes[0], layers)
     if seen:
         _gradients(axes[1], layers)
+    triangle = "; a triangle is what grad_split gives the weight's gradient beside it" * seen
     for each in axes:
         where: Any = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "borderaxespad": 0.2}
         each.legend(**where, ncols=2, columnspacing=1.0, handletextpad=0.1)
@@ -113,7 +114,7 @@ def _outputs_and_gradients(layers: Sequence[LayerReport]) -> Image:
         figure,
         "Outputs and gradients, layer by layer",
         "Each row is a layer, in the order of the model. The distance from square to dot is what "
-        f"splitting the outlier columns gains.{_where(layers)}",
+        f"splitting the outlier columns gains{triangle}.{_where(layers)}",
     )
 
 
@@ -155,7 +156,7 @@ def _distances(layers: Sequence[LayerReport], what: str) -> npt.NDArray[np.float
 def _rows(axes: Axes, layers: Sequence[LayerReport], title: str, label: str) -> None:
     axes.set_yticks(range(len(layers)), _labels(layers), fontsize=7.5)
     axes.set_ylim(len(layers) - 0.5, -0.5)
-    axes.set_title(title, pad=35)  # above a legend of two rows
+    axes.set_title(title, pad=35 if axes.figure.axes[1:] else 22)  # legends of two rows, or one
     axes.set_xlabel(label)
     axes.grid(visible=True)
 

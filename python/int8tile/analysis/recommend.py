@@ -1,4 +1,4 @@
-"""What to convert a model with: gamma, bits, gains, and what to leave in float, with reasons."""
+"""What to convert a model with: gamma, bits, gains, grad_split, what stays in float, and why."""
 
 from __future__ import annotations
 
@@ -83,16 +83,16 @@ def recommend(
     bits_gain_db: float = BITS_GAIN_DB,
     outlier_gain_db: float = OUTLIER_GAIN_DB,
 ) -> Recommendation:
-    """Choose gamma, outlier bits, gains and the layers to leave in float.
+    """Choose gamma, outlier bits, gains, grad_split and the layers to leave in float.
 
     - A layer stays in float where its output falls short of `min_db` at every gamma, or where
       float32 is expected to be faster for as many tokens as were seen in a call. The others choose:
     - gamma, or no split, suits a layer where no call had more outlier columns than the capacity,
       and where the output is at most `tolerance_db` worse than at the best such gamma; one that
-      splits nothing, only where that costs the gradient of the weight no more. The one that suits
-      the most layers is that of "*"; among equals the one with the fewest multiplications, then
-      the smallest, which still holds when outliers shrink. A layer that it does not suit gets its
-      own.
+      splits nothing, only where that costs the gradient of the weight no more and does not take it
+      below `min_db`. The one that suits the most layers is that of "*"; among equals the one with
+      the fewest multiplications, then the smallest, which still holds when outliers shrink. A layer
+      that it does not suit gets its own.
     - Bits cost no time, since two limbs hold 15: those of the report's config are kept unless
       more gain `bits_gain_db` in some layer.
     - `outlier_gain`, with the gamma that is best with it, is turned on where that gains
@@ -100,10 +100,11 @@ def recommend(
       others, and costs little where there are few outlier columns. Where it is on in the report's
       config it stays on.
     - Other options of a layer's own config are kept; those of most layers are those of "*".
-    - A gradient that falls short of `min_db`, its cosine taken as dB, is computed in float. It was
-      measured at the report's own gamma. First, where `grad_split` lifts that of a weight above
-      `min_db`, a layer gets it; where it does for most layers, "*" does, at little cost for the
-      others. Where it is on in the report's config it stays on.
+    - `grad_split` is for a layer whose gradient of the weight falls short of `min_db`, its cosine
+      taken as dB, and does not with it; where it is configured it stays. Where most of the trained
+      layers have it so does "*", at little cost for the others.
+    - A gradient that falls short even so is computed in float. Gradients were measured at the
+      report's own gamma, and without a split.
 
     Args:
         report: what was recorded, with a config for "*" to start from.
@@ -123,10 +124,11 @@ def recommend(
         )
     in_float = {each.name: why for each in layers if (why := _why_float(each, min_db))}
     voters = [each for each in layers if each.name not in in_float] or layers
-    choice, gain_reason = _choose_gains(voters, min_db, tolerance_db, outlier_gain_db)
     ((most_common, _),) = Counter(layer.config for layer in voters).most_common(1)
+    grad_splits, grad_split, tokens_reason = _choose_grad_split(voters, most_common, min_db)
+    suits = _Suits(grad_splits, min_db, tolerance_db)
+    choice, gain_reason = _choose_gains(voters, suits, outlier_gain_db)
     bits, bits_reason = _bits(voters, most_common.outlier_bits, bits_gain_db)
-    grad_split, tokens_reason = _choose_grad_split(voters, choice, min_db)
     base = replace(
         most_common, threshold=choice.gamma, outlier_bits=bits, outlier_gain=choice.gains,
         grad_split=grad_split,
@@ -140,7 +142,7 @@ def recommend(
         if layer.name in in_float:
             own[layer.name], reasons[layer.name] = None, in_float[layer.name]
             continue
-        config, reason = _for_layer(layer, base, choice.of(layer), min_db)
+        config, reason = _for_layer(layer, base, choice, suits)
         if config != base:
             own[layer.name], reasons[layer.name] = config, reason
     names = [*(each.name for each in layers), *report.unseen]
@@ -157,6 +159,30 @@ def _why_float(layer: LayerReport, min_db: float) -> str:
 
 
 @dataclass(frozen=True)
+class _Suits:
+    """By what a gamma suits a layer."""
+
+    grad_split: Mapping[str, bool]  # by layer
+    min_db: float
+    tolerance_db: float
+
+    def gammas(self, layer: LayerReport, gains: bool) -> list[float | None]:
+        """Those that hold the capacity and keep output and gradient, the cheapest first."""
+        plain, split = (
+            _cosine_db(layer.grad_weight(each, self.grad_split[layer.name]))
+            for each in (False, True)
+        )
+        for_gradient = plain < split - self.tolerance_db or plain < self.min_db <= split
+        all_held = _held(layer)
+        held = [each for each in all_held if each.mean > 0 or not for_gradient] or all_held
+        best = max(_or_inf(each.y(gains)) for each in held)  # unmeasured: nothing against it
+        least = max(best - self.tolerance_db, min(best, self.min_db))
+        kept = [each for each in held if _or_inf(each.y(gains)) >= least]
+        kept.sort(key=lambda each: (each.mean, _or_inf(each.threshold)))
+        return [each.threshold for each in kept]
+
+
+@dataclass(frozen=True)
 class _Choice:
     """gamma of "*" and of each layer, with or without gains, and why."""
 
@@ -169,23 +195,27 @@ class _Choice:
         """gamma of a layer."""
         return self.gammas[layer.name]
 
+    def at(self, layer: LayerReport) -> ThresholdResult:
+        """What was measured of a layer at its gamma."""
+        (at,) = [each for each in layer.thresholds if each.threshold == self.of(layer)]
+        return at
+
     def y(self, layer: LayerReport) -> float:
         """dB of a layer's output; infinite where it was not measured."""
-        (at,) = [each for each in layer.thresholds if each.threshold == self.of(layer)]
-        return _or_inf(at.y(self.gains))
+        return _or_inf(self.at(layer).y(self.gains))
 
 
 def _choose_gains(
-    layers: Sequence[LayerReport], min_db: float, tolerance_db: float, least_db: float
+    layers: Sequence[LayerReport], suits: _Suits, least_db: float
 ) -> tuple[_Choice, str]:
     """Choose gamma without gains and with them; the latter where it is worth it, and why."""
-    without, gained = (_choose(layers, gains, min_db, tolerance_db) for gains in (False, True))
+    without, gained = (_choose(layers, gains, suits) for gains in (False, True))
 
     def gain(layer: LayerReport) -> float:
         before, after = without.y(layer), gained.y(layer)
         return after - before if math.isfinite(after - before) else 0.0
 
-    lifted = [each for each in layers if without.y(each) < min_db <= gained.y(each)]
+    lifted = [each for each in layers if without.y(each) < suits.min_db <= gained.y(each)]
     best = max(lifted or layers, key=gain)
     most, name = gain(best), best.name or "(root)"
     if most >= least_db or lifted:
@@ -195,35 +225,47 @@ def _choose_gains(
     return without, ""
 
 
-def _choose(
-    layers: Sequence[LayerReport], gains: bool, min_db: float, tolerance_db: float
-) -> _Choice:
-    suited = {layer.name: _suited(layer, gains, min_db, tolerance_db) for layer in layers}
+def _choose(layers: Sequence[LayerReport], gains: bool, suits: _Suits) -> _Choice:
+    suited = {layer.name: suits.gammas(layer, gains) for layer in layers}
     gamma, reason = _common_gamma(layers, suited)
     gammas = {name: gamma if gamma in each else each[0] for name, each in suited.items()}
     return _Choice(gamma, gains, gammas, reason)
 
 
 def _choose_grad_split(
-    layers: Sequence[LayerReport], choice: _Choice, min_db: float
-) -> tuple[bool, str]:
-    """Whether "*" has `grad_split`, and why."""
-    trained = [each for each in layers if each.grad_weight() is not None]
-    lifted = [each for each in trained if _lifts(each, choice.of(each), min_db)]
-    count = f"lifts the gradient of {len(lifted)} of {len(trained)} weights above {min_db:g} dB"
-    if any(each.config.grad_split for each in layers):
-        return True, f"grad_split as configured: {count}"
-    if 2 * len(lifted) > len(trained):
-        return True, f"grad_split: {count}"
-    return False, ""
+    layers: Sequence[LayerReport], common: Int8TileConfig, min_db: float
+) -> tuple[dict[str, bool], bool, str]:
+    """Which layers have `grad_split`, whether "*" does, and why; `common` has most options of it.
+
+    Each has where it is configured or needed, and "*" where most of the trained ones do.
+    """
+    needed = [each for each in layers if _needs_grad_split(each, min_db)]
+    configured = [each for each in layers if each.config.grad_split]
+    trained = [
+        each for each in layers if each.config.grad_weight and each.grad_weight() is not None
+    ]
+    having = [each for each in trained if each in needed or each in configured]
+    split = 2 * len(having) > len(trained) if trained else common.grad_split
+    each_split = {each.name: split or each in needed or each in configured for each in layers}
+    if not (split and trained):
+        return each_split, split, ""
+    how = "grad_split as configured" if configured else "grad_split"
+    count = f"{len(needed)} of {len(trained)} weights"
+    return each_split, split, f"{how}: lifts the gradient of {count} above {min_db:g} dB"
 
 
-def _lifts(layer: LayerReport, gamma: float | None, min_db: float) -> bool:
-    """Whether grad_split lifts the gradient of the weight above the limit."""
-    before, after = (layer.grad_weight(bool(gamma), each) for each in (False, True))
-    if before is None or after is None:
-        return False
-    return cosine_in_db(before) < min_db <= cosine_in_db(after)
+def _needs_grad_split(layer: LayerReport, min_db: float) -> bool:
+    """Whether grad_split lifts the gradient of the weight above the limit, and no split alone."""
+    before, after = (
+        [
+            _cosine_db(c)
+            for split in (False, True)
+            if (c := layer.grad_weight(split, each)) is not None
+        ]
+        for each in (False, True)
+    )
+    known = layer.config.grad_weight and before and after
+    return bool(known) and max(before) < min_db <= max(after)
 
 
 def _over_capacity(layers: Sequence[LayerReport]) -> str:
@@ -280,22 +322,6 @@ def _held(layer: LayerReport) -> list[ThresholdResult]:
     return [each for each in layer.thresholds if each.overflow_calls == 0]
 
 
-def _suited(
-    layer: LayerReport, gains: bool, min_db: float, tolerance_db: float
-) -> list[float | None]:
-    """Thresholds that hold the capacity and keep the output, the cheapest first."""
-    grad_split = layer.config.grad_split or any(_lifts(layer, each, min_db) for each in (None, 1.0))
-    plain, split = (layer.grad_weight(each, grad_split) for each in (False, True))
-    splits_for_gradient = _cosine_db(plain) < _cosine_db(split) - tolerance_db
-    all_held = _held(layer)
-    held = [each for each in all_held if each.mean > 0 or not splits_for_gradient] or all_held
-    best = max(_or_inf(each.y(gains)) for each in held)  # unmeasured: nothing against it
-    least = max(best - tolerance_db, min(best, min_db))
-    kept = [each for each in held if _or_inf(each.y(gains)) >= least]
-    kept.sort(key=lambda each: (each.mean, _or_inf(each.threshold)))
-    return [each.threshold for each in kept]
-
-
 def _bits(layers: Sequence[LayerReport], configured: int, gain_db: float) -> tuple[int, str]:
     def gain(layer: LayerReport, bits: int) -> float:
         before, after = layer.bits_db.get(configured), layer.bits_db.get(bits)
@@ -313,32 +339,34 @@ def _bits(layers: Sequence[LayerReport], configured: int, gain_db: float) -> tup
 
 
 def _for_layer(
-    layer: LayerReport, base: Int8TileConfig, gamma: float | None, min_db: float
+    layer: LayerReport, base: Int8TileConfig, choice: _Choice, suits: _Suits
 ) -> tuple[Int8TileConfig | None, str]:
-    by_threshold = {each.threshold: each for each in layer.thresholds}
-    gains = base.outlier_gain
-    y = _or_inf(by_threshold[gamma].y(gains))
+    at, y, min_db = choice.at(layer), choice.y(layer), suits.min_db
+    gamma, splits = at.threshold, at.mean > 0
     if y < min_db:
         return None, f"float: the output has {y:.1f} dB at {_gamma_text(gamma)}, below {min_db:g}"
-    config, why = layer.config, []
+    grad_split, why = suits.grad_split[layer.name], []
     config = replace(
-        config, threshold=gamma, outlier_bits=base.outlier_bits, outlier_gain=base.outlier_gain,
-        grad_split=base.grad_split,
+        layer.config, threshold=gamma, outlier_bits=base.outlier_bits, outlier_gain=choice.gains,
+        grad_split=grad_split,
     )  # fmt: skip
-    if replace(config, threshold=base.threshold) != base:
+    needs = grad_split and not layer.config.grad_split and not base.grad_split
+    if replace(config, threshold=base.threshold, grad_split=grad_split and not needs) != base:
         why.append("keeps its own options")
     if gamma != base.threshold:
-        why.append(
-            f"{_gamma_text(gamma)}: {_what_is_wrong(by_threshold, base.threshold, gains, y)}"
-        )
-    cosine = layer.grad_weight(bool(gamma), config.grad_split)
-    if not config.grad_split and _lifts(layer, gamma, min_db):
-        config = replace(config, grad_split=True)
-        before, cosine = cosine, layer.grad_weight(bool(gamma), True)
-        why.append(f"grad_split: the cosine of grad_weight is {cosine:.4f} instead of {before:.4f}")
+        by_threshold = {each.threshold: each for each in layer.thresholds}
+        wrong = _what_is_wrong(by_threshold, base.threshold, choice.gains, y)
+        why.append(f"{_gamma_text(gamma)}: {wrong}")
+    if needs:
+        before, after = (layer.grad_weight(splits, each) for each in (False, True))
+        why.append(f"grad_split: the cosine of grad_weight is {after:.4f} instead of {before:.4f}")
     in_float: list[tuple[str, float | None, dict[str, Any]]] = [
         ("grad_input", layer.cosine["grad_input"], {"grad_input": False}),
-        ("grad_weight", cosine, {"grad_weight": False, "grad_split": False}),
+        (
+            "grad_weight",
+            layer.grad_weight(splits, grad_split),
+            {"grad_weight": False, "grad_split": False},
+        ),
     ]
     for product, found, off in in_float:
         if found is not None and cosine_in_db(found) < min_db:

@@ -38,7 +38,8 @@ def _layers(report: Report) -> str:
         f"dB. Pairs are without the split {ARROW.strip()} with it. Columns: outliers of a call / "
         "capacity. Stable: share of the calls in which an outlier column is one. Ratio: largest "
         "outlier over largest regular value. dB: signal-to-noise ratio of input x, weight w, "
-        "gradient g and output y. Cos: angle to the float gradient."
+        "gradient g and output y. Cos: angle to the float gradient. Of y and grad_w as configured: "
+        "with outlier_gain and grad_split where these are on."
     )
     names = ["in", "out", *COLUMNS]
     rows = {
