@@ -88,7 +88,7 @@ class Expected:
 
 def expected_linear(
     x, w, bias, g, *, threshold=5.0, outlier_bits=12, capacity=None, rounding="nearest", seed=0,
-    outlier_gain=False, **scales,
+    outlier_gain=False, grad_split=False, **scales,
 ):  # fmt: skip
     """Output and gradients by the reference; x and g are [..., features] tensors."""
     k = w.shape[1]
@@ -105,7 +105,7 @@ def expected_linear(
     how = {"rounding": rounding, "seed": seed, **scales}
     g = matrix(g)
     grad_input = reference.grad_input(g, array(w), **how)
-    grad_weight = reference.grad_weight(g, split, **how)
+    grad_weight = reference.grad_weight(g, split, **how, grad_split=grad_split)
     return Expected(
         output.reshape(*x.shape[:-1], len(w)), grad_input.reshape(x.shape), grad_weight, split
     )

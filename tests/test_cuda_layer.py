@@ -11,7 +11,6 @@ from int8tile.nn import Int8Linear
 from int8tile.ops import checks
 
 HALVES = pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
-SCALES = pytest.mark.parametrize("scales", [{}, PAPER], ids=["row", "paper"])
 
 
 def step(layer, x, g):
@@ -22,12 +21,14 @@ def step(layer, x, g):
     return y.detach(), x.grad, layer.weight.grad
 
 
-@SCALES
+@pytest.mark.parametrize(
+    "options", [{}, PAPER, {"grad_split": True}], ids=["row", "paper", "grad_split"]
+)
 @pytest.mark.usefixtures("emulated_layers")
-def test_a_layer_trains_as_the_reference_says(scales):
-    layer = Int8Linear(70, 45, config=Int8TileConfig(**scales))
-    x, g = activations(3, 7, 70), randn(3, 7, 45, seed=3)
-    expected = expected_linear(x, layer.weight, layer.bias, g, **scales)
+def test_a_layer_trains_as_the_reference_says(options):
+    layer = Int8Linear(70, 45, config=Int8TileConfig(**options))
+    x, g = activations(3, 47, 70), randn(3, 47, 45, seed=3)
+    expected = expected_linear(x, layer.weight, layer.bias, g, **options)
     y, grad_x, grad_w = step(layer, x, g)
     same(y, expected.output)
     same(grad_x, expected.grad_input)
