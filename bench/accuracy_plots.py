@@ -91,7 +91,7 @@ def by_task(found: Sequence[Row]) -> Figure | None:
     labels = []
     for task in whole:
         base = mean(train, percent, arm=BASELINE, task=task, **place)
-        labels.append(f"{TASK_NAMES[task]}\nfloat32: {base.mean:.1f}, seeds: {base.count}")
+        labels.append(f"{TASK_NAMES[task]}\nfloat32: {base.mean:.1f}\n{base.count} seeds")
     axes.set_xticks(range(len(whole)), labels)
     axes.tick_params(axis="x", length=0)
     axes.axhline(0, color=ARM_COLORS[BASELINE], linewidth=1.2)
