@@ -289,7 +289,7 @@ def test_bars_are_of_tasks_that_have_every_arm_under_the_largest_stress():
     heights = [bar.get_height() for bars in axes.containers[1::2] for bar in bars]
     assert heights == pytest.approx([-20, 1])
     (label,) = [each.get_text() for each in axes.get_xticklabels()]
-    assert label == "SST-2\nfloat32: 80.0, seeds: 2"
+    assert label == "SST-2\nfloat32: 80.0\n2 seeds"
     assert by_task([row("fp32", 0, 0.8)]) is None
 
 
