@@ -288,7 +288,7 @@ void linear_backward(const GradInputArgs& input_args, const GradWeightArgs& weig
   const int64_t k = weight_args.in_features;
   const bool empty = g.rows == 0 || g.cols == 0 || k == 0;
   // Of one scale for the tensor, outlier tokens leave the two gradients different ones.
-  if (empty || (weight_args.grad_split && is_tensor(weight_args.how))) {
+  if (empty || (weight_args.grad_split && token_slots(g.rows) > 0 && is_tensor(weight_args.how))) {
     linear_grad_input(input_args, workspace, stream);
     return linear_grad_weight(weight_args, workspace, stream);
   }

@@ -72,7 +72,6 @@ struct TileJob {
   ScaleSource source;
   const int32_t* slot;
   int limit;  // largest |integer| of an outlier
-  TokenLimbs tokens;
   const int64_t* seed;
   uint32_t gemm_id;
   const uint32_t* wanted;
@@ -94,7 +93,8 @@ __device__ inline void load_scales(const TileJob& job, int64_t first, int64_t en
 }
 
 template <class T, bool Columns, bool Stochastic, bool Tokens>
-__global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJob job) {
+__global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJob job,
+                                                                TokenLimbs tokens) {
   __shared__ TurnedTile turned;
   __shared__ Scale scales[Columns ? kTileCols : kTileRows];
   if (skipped(job.wanted)) return;
@@ -107,7 +107,7 @@ __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJ
   bool apart[kVector];
 #pragma unroll
   for (int c = 0; c < kVector; ++c)
-    apart[c] = job.slot && at.col + c < x.cols && job.slot[at.col + c] >= 0;
+    apart[c] = !Columns && job.slot && at.col + c < x.cols && job.slot[at.col + c] >= 0;
 
   uint32_t columns[kVector] = {};
 #pragma unroll
@@ -116,7 +116,7 @@ __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJ
     float values[kVector];
     x.load(i, at.col, values);
     const float factor = job.fold && i < x.rows ? job.fold[i] : 1.0f;
-    const bool token = Tokens && job.tokens.holds(i, x.rows);
+    const bool token = Tokens && tokens.holds(i, x.rows);
     uint32_t words[2] = {};
 #pragma unroll
     for (int c = 0; c < kVector; ++c) {
@@ -124,13 +124,18 @@ __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJ
       const auto index = static_cast<uint64_t>(i) * static_cast<uint64_t>(x.cols) +
                          static_cast<uint64_t>(at.col + c);
       const float value = __fmul_rn(values[c], factor);
-      int q = 0;
-      if (token || apart[c]) {
-        const int v = quantize_outlier(value, scale, job.limit);
-        q = low_limb(v);
-        if (token && at.col + c < x.cols) job.tokens.store(i, at.col + c, v);
+      int q;
+      if constexpr (Tokens) {
+        if (token) {
+          const int v = quantize_outlier(value, scale, job.limit);
+          q = low_limb(v);
+          if (at.col + c < x.cols) tokens.store(i, at.col + c, v);
+        } else {
+          q = quantize_value<Stochastic>(value, scale.inv, base, index);
+        }
       } else {
-        q = quantize_value<Stochastic>(value, scale.inv, base, index);
+        q = apart[c] ? low_limb(quantize_outlier(value, scale, job.limit))
+                     : quantize_value<Stochastic>(value, scale.inv, base, index);
       }
       const uint32_t byte = static_cast<uint32_t>(q) & 0xffu;
       words[c / 4] |= byte << (8 * (c % 4));
@@ -145,8 +150,8 @@ __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJ
 }
 
 template <bool Columns, bool Tokens = false>
-void quantize_tiles(const MatrixView& x, TileJob job, const Quantization& how,
-                    const Stream& stream) {
+void quantize_tiles(const MatrixView& x, TileJob job, const Quantization& how, const Stream& stream,
+                    const TokenLimbs& tokens = {}) {
   job.seed = how.seed;
   job.gemm_id = how.gemm_id;
   job.wanted = how.wanted;
@@ -156,7 +161,8 @@ void quantize_tiles(const MatrixView& x, TileJob job, const Quantization& how,
     const auto kernel = how.rounding == Rounding::kStochastic
                             ? quantize_kernel<T, Columns, true, Tokens>
                             : quantize_kernel<T, Columns, false, Tokens>;
-    launch(stream, kernel, tile_grid(job.extent), dim3(kTileThreads), 0, view_as<T>(x), job);
+    launch(stream, kernel, tile_grid(job.extent), dim3(kTileThreads), 0, view_as<T>(x), job,
+           tokens);
   });
 }
 
@@ -194,10 +200,9 @@ void quantize_columns(const MatrixView& x, const float* fold, const uint32_t* ab
   job.fold = fold;
   job.source = column_source(absmax, tokens, how);
   job.limit = outlier_limit(kMaxOutlierBits);
-  job.tokens = tokens;
   job.to = to;
   if (tokens.slot)
-    quantize_tiles<true, true>(x, job, how, stream);
+    quantize_tiles<true, true>(x, job, how, stream, tokens);
   else
     quantize_tiles<true>(x, job, how, stream);
 }

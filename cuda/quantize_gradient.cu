@@ -8,7 +8,6 @@ namespace {
 struct GradientJob {
   const float* fold;  // [rows] multiplies what the scales per column are for; null: ones
   ScaleSource rows, columns;
-  TokenLimbs tokens;
   const int64_t* seed;
   GradientTargets to;
   TileExtent extent;
@@ -42,7 +41,8 @@ struct TileScales {
 /// Shared: both copies hold the same integers, those of one scale for the tensor. Tokens: some rows
 /// are outlier tokens, whose second copy has two limbs.
 template <class T, bool Shared, bool Stochastic, bool Tokens>
-__global__ __launch_bounds__(kTileThreads) void gradient_kernel(View<T> x, GradientJob job) {
+__global__ __launch_bounds__(kTileThreads) void gradient_kernel(View<T> x, GradientJob job,
+                                                                TokenLimbs tokens) {
   __shared__ TurnedTile turned;
   __shared__ TileScales scales;
   const TilePlace at(job.extent);
@@ -57,7 +57,7 @@ __global__ __launch_bounds__(kTileThreads) void gradient_kernel(View<T> x, Gradi
     float values[kVector];
     x.load(i, at.col, values);
     const float factor = job.fold && i < x.rows ? job.fold[i] : 1.0f;
-    const bool token = Tokens && job.tokens.holds(i, x.rows);
+    const bool token = Tokens && tokens.holds(i, x.rows);
     const float row_inv = scales.rows[at.down * kThreadRows + r];
     uint32_t words[2] = {};
 #pragma unroll
@@ -71,7 +71,7 @@ __global__ __launch_bounds__(kTileThreads) void gradient_kernel(View<T> x, Gradi
         const float inv = scales.columns[at.across * kVector + c];
         if (token) {
           folded = round_nearest(__fmul_rn(value, inv), static_cast<float>(kOutlierMax));
-          if (at.col + c < x.cols) job.tokens.store(i, at.col + c, folded);
+          if (at.col + c < x.cols) tokens.store(i, at.col + c, folded);
           folded = low_limb(folded);
         } else {
           folded = quantize_value<Stochastic>(value, inv, column_base, index);
@@ -88,11 +88,11 @@ __global__ __launch_bounds__(kTileThreads) void gradient_kernel(View<T> x, Gradi
 }
 
 template <class T, bool Shared, bool Tokens>
-void launch_gradient(const MatrixView& g, const GradientJob& job, Rounding rounding,
-                     const Stream& stream) {
+void launch_gradient(const MatrixView& g, const GradientJob& job, const TokenLimbs& tokens,
+                     Rounding rounding, const Stream& stream) {
   const auto kernel = rounding == Rounding::kStochastic ? gradient_kernel<T, Shared, true, Tokens>
                                                         : gradient_kernel<T, Shared, false, Tokens>;
-  launch(stream, kernel, tile_grid(job.extent), dim3(kTileThreads), 0, view_as<T>(g), job);
+  launch(stream, kernel, tile_grid(job.extent), dim3(kTileThreads), 0, view_as<T>(g), job, tokens);
 }
 
 }  // namespace
@@ -104,15 +104,15 @@ void quantize_gradient(const MatrixView& g, const float* fold, const GradientAbs
   const ScaleSource columns = column_source(absmax.columns, tokens, how);
   ScaleSource rows = columns;
   if (!tensor) rows.regular = absmax.rows, rows.outlier = nullptr;
-  const GradientJob job{fold, rows, columns, tokens, how.seed, to, tile_extent(g)};
+  const GradientJob job{fold, rows, columns, how.seed, to, tile_extent(g)};
   with_dtype(g.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (tensor)
-      launch_gradient<T, true, false>(g, job, how.rounding, stream);
+      launch_gradient<T, true, false>(g, job, tokens, how.rounding, stream);
     else if (tokens.slot)
-      launch_gradient<T, false, true>(g, job, how.rounding, stream);
+      launch_gradient<T, false, true>(g, job, tokens, how.rounding, stream);
     else
-      launch_gradient<T, false, false>(g, job, how.rounding, stream);
+      launch_gradient<T, false, false>(g, job, tokens, how.rounding, stream);
   });
 }
 

@@ -16,26 +16,46 @@ __device__ uint32_t first_largest(uint32_t key, uint32_t row) {
   return ~__reduce_max_sync(kAllLanes, key == largest && key > 0 ? ~row : 0u);
 }
 
+/// The largest rows that a lane has seen, the largest first, of equal ones the first.
+struct LargestRows {
+  uint32_t key[kTokensPerBlock] = {};
+  uint32_t row[kTokensPerBlock] = {kNobody, kNobody, kNobody, kNobody};
+
+  __device__ void add(uint32_t new_key, uint32_t new_row) {
+    bool shift = false;
+#pragma unroll
+    for (int t = 0; t < kTokensPerBlock; ++t) {
+      shift = shift || new_key > key[t];
+      if (!shift) continue;
+      const uint32_t next_key = key[t], next_row = row[t];
+      key[t] = new_key, row[t] = new_row;
+      new_key = next_key, new_row = next_row;
+    }
+  }
+  __device__ void drop_first() {
+#pragma unroll
+    for (int t = 0; t + 1 < kTokensPerBlock; ++t) key[t] = key[t + 1], row[t] = row[t + 1];
+    key[kTokensPerBlock - 1] = 0;
+  }
+};
+static_assert(kTokensPerBlock == 4);
+
 __global__ void choose_tokens_kernel(const uint32_t* row_absmax, const float* fold, int64_t rows,
                                      int64_t block, OutlierTokens tokens) {
   const int64_t begin = blockIdx.x * block;
   const int64_t end = begin + block < rows ? begin + block : rows;
+  LargestRows own;
+#pragma unroll 4
+  for (int64_t i = begin + threadIdx.x; i < end; i += kWarp) {
+    const float largest = __uint_as_float(row_absmax[i]);
+    const uint32_t key = abs_bits(fold ? __fmul_rn(largest, fold[i]) : largest) + 1;
+    own.add(key, static_cast<uint32_t>(i));
+  }
   uint32_t chosen[kTokensPerBlock];
-  const auto is_chosen = [&](uint32_t row, int among) {
-    for (int t = 0; t < among; ++t)
-      if (chosen[t] == row) return true;
-    return false;
-  };
+#pragma unroll
   for (int t = 0; t < kTokensPerBlock; ++t) {
-    uint32_t best = 0, best_row = kNobody;
-    for (int64_t i = begin + threadIdx.x; i < end; i += kWarp) {
-      const auto row = static_cast<uint32_t>(i);
-      if (is_chosen(row, t)) continue;
-      const float largest = __uint_as_float(row_absmax[i]);
-      const uint32_t key = abs_bits(fold ? __fmul_rn(largest, fold[i]) : largest) + 1;
-      if (key > best) best = key, best_row = row;
-    }
-    chosen[t] = first_largest(best, best_row);
+    chosen[t] = first_largest(own.key[0], own.row[0]);
+    if (own.key[0] > 0 && own.row[0] == chosen[t]) own.drop_first();
   }
   for (int64_t i = begin + threadIdx.x; i < end; i += kWarp) tokens.slot[i] = -1;
   const int64_t first_slot = blockIdx.x * int64_t{kTokensPerBlock};

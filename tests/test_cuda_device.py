@@ -239,7 +239,8 @@ def requested(when):
 
 
 @EACH_DTYPE
-def test_only_the_results_stay_and_the_peak_is_the_workspace(dtype):
+@pytest.mark.parametrize("grad_split", [False, True])
+def test_only_the_results_stay_and_the_peak_is_the_workspace(dtype, grad_split):
     m, n, k = 300, 200, 500
     x, w, bias, g = (t.detach() for t in tensors(m, n=n, k=k, dtype=dtype, device=GPU))
     _, *saved = ops.linear_forward(x, w, bias)
@@ -248,10 +249,10 @@ def test_only_the_results_stay_and_the_peak_is_the_workspace(dtype):
     forward += _core.cuda_quantize_workspace(m, k)
     forward += _core.cuda_multiply_workspace(m, n, k, capacity, False)
     backward = _core.cuda_grad_input_workspace(m, n, k, False)
-    backward += _core.cuda_grad_weight_workspace(m, n, k, capacity)
+    backward += _core.cuda_grad_weight_workspace(m, n, k, capacity, grad_split)
     for call, workspace in (
         (lambda: ops.linear_forward(x, w, bias), forward),
-        (lambda: ops.linear_backward(g, w, *saved), backward),
+        (lambda: ops.linear_backward(g, w, *saved, grad_split=grad_split), backward),
     ):
         before = requested("current")
         torch.cuda.reset_peak_memory_stats(GPU)
