@@ -116,7 +116,7 @@ __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJ
     float values[kVector];
     x.load(i, at.col, values);
     const float factor = job.fold && i < x.rows ? job.fold[i] : 1.0f;
-    const bool token = Tokens && tokens.holds(i, x.rows);
+    const int32_t place = Tokens ? tokens.place(i, x.rows) : -1;
     uint32_t words[2] = {};
 #pragma unroll
     for (int c = 0; c < kVector; ++c) {
@@ -126,10 +126,10 @@ __global__ __launch_bounds__(kTileThreads) void quantize_kernel(View<T> x, TileJ
       const float value = __fmul_rn(values[c], factor);
       int q;
       if constexpr (Tokens) {
-        if (token) {
+        if (place >= 0) {
           const int v = quantize_outlier(value, scale, job.limit);
           q = low_limb(v);
-          if (at.col + c < x.cols) tokens.store(i, at.col + c, v);
+          if (at.col + c < x.cols) tokens.store(place, at.col + c, v);
         } else {
           q = quantize_value<Stochastic>(value, scale.inv, base, index);
         }

@@ -72,9 +72,10 @@ struct TokenLimbs {
   int8_t* high = nullptr;            // [cols, stride]; only what tokens hold is written
   int64_t stride = 0;
 
-  __device__ bool holds(int64_t i, int64_t rows) const { return slot && i < rows && slot[i] >= 0; }
-  __device__ void store(int64_t i, int64_t j, int v) const {
-    high[j * stride + slot[i]] = high_limb(v);
+  /// The place of row `i`, -1: it is no outlier token.
+  __device__ int32_t place(int64_t i, int64_t rows) const { return i < rows ? slot[i] : -1; }
+  __device__ void store(int32_t place, int64_t j, int v) const {
+    high[j * stride + place] = high_limb(v);
   }
 };
 

@@ -57,7 +57,7 @@ __global__ __launch_bounds__(kTileThreads) void gradient_kernel(View<T> x, Gradi
     float values[kVector];
     x.load(i, at.col, values);
     const float factor = job.fold && i < x.rows ? job.fold[i] : 1.0f;
-    const bool token = Tokens && tokens.holds(i, x.rows);
+    const int32_t place = Tokens ? tokens.place(i, x.rows) : -1;
     const float row_inv = scales.rows[at.down * kThreadRows + r];
     uint32_t words[2] = {};
 #pragma unroll
@@ -69,9 +69,9 @@ __global__ __launch_bounds__(kTileThreads) void gradient_kernel(View<T> x, Gradi
       if constexpr (!Shared) {
         const float value = __fmul_rn(values[c], factor);
         const float inv = scales.columns[at.across * kVector + c];
-        if (token) {
+        if (place >= 0) {
           folded = round_nearest(__fmul_rn(value, inv), static_cast<float>(kOutlierMax));
-          if (at.col + c < x.cols) tokens.store(i, at.col + c, folded);
+          if (at.col + c < x.cols) tokens.store(place, at.col + c, folded);
           folded = low_limb(folded);
         } else {
           folded = quantize_value<Stochastic>(value, inv, column_base, index);
