@@ -171,6 +171,7 @@ def test_the_page_has_every_layer_and_figure_and_needs_no_network(run):
         "Largest |x| of each input feature: layers with 1536 inputs",
     ]
     assert titles[-1] == "Activations of the 9 worst layers"
+    assert "Gradients" in shown.texts
     assert all(link.startswith("data:image/") for link in shown.links)
     assert not re.search(r"(?:src|href|url|@import)\W{1,3}https?:", text)
     assert len(text) < 4e6
@@ -298,6 +299,8 @@ def test_a_page_of_forward_passes_alone(x, tmp_path):
     page.write(found, tmp_path / "page.html", [""])
     text = (tmp_path / "page.html").read_text()
     assert "(root)" in text
-    assert Page(text).open == []
+    shown = Page(text)
+    assert shown.open == []
+    assert "Gradients" not in shown.texts
     json.dumps(found.to_json(), allow_nan=False)
     assert "recommended" in str(found)

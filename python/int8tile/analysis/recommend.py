@@ -239,14 +239,14 @@ def _choose_grad_split(
 
     Each has where it is configured or needed, and "*" where most of the trained ones do.
     """
-    needed = [each for each in layers if _needs_grad_split(each, min_db)]
-    configured = [each for each in layers if each.config.grad_split]
-    trained = [
-        each for each in layers if each.config.grad_weight and each.grad_weight() is not None
-    ]
-    having = [each for each in trained if each in needed or each in configured]
-    split = 2 * len(having) > len(trained) if trained else common.grad_split
-    each_split = {each.name: split or each in needed or each in configured for each in layers}
+    needed = {each.name for each in layers if _needs_grad_split(each, min_db)}
+    configured = {each.name for each in layers if each.config.grad_split}
+    trained = {
+        each.name for each in layers if each.config.grad_weight and each.grad_weight() is not None
+    }
+    having = needed | configured
+    split = 2 * len(having & trained) > len(trained) if trained else common.grad_split
+    each_split = {each.name: split or each.name in having for each in layers}
     if not (split and trained):
         return each_split, split, ""
     how = "grad_split as configured" if configured else "grad_split"

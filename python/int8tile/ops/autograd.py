@@ -278,9 +278,9 @@ def linear(
     needs_grad = torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
-    save = needs_grad and weight.requires_grad and switches[2]
     quantized = None
     if shared is not None and switches[0]:
+        save = needs_grad and weight.requires_grad and switches[2]
         quantized = shared.quantize(input, split, scales[0], scales[1], save)
     if needs_grad or not switches[0]:
         apply: Callable[..., torch.Tensor] = LinearFunction.apply
