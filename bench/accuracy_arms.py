@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -14,6 +14,20 @@ from int8tile.nn import ConversionReport
 
 BASELINE = "fp32"
 PAPER = {"granularity": "tensor", "scale": "pow2", "grad_rounding": "stochastic"}
+# What an arm of int8 is unless it names something else; no default of the library's, so that a
+# change of one makes other runs and never gives kept ones another meaning.
+UNNAMED: dict[str, Any] = {
+    "threshold": 5.0,
+    "outlier_bits": 12,
+    "granularity": "row",
+    "scale": "absmax",
+    "grad_rounding": "nearest",
+    "forward": True,
+    "grad_input": True,
+    "grad_weight": True,
+    "outlier_gain": False,
+    "grad_split": False,
+}
 
 
 def _float(model: nn.Module) -> ConversionReport | None:
@@ -22,7 +36,7 @@ def _float(model: nn.Module) -> ConversionReport | None:
 
 
 def _int8(model: nn.Module, **options: Any) -> ConversionReport:  # noqa: ANN401 - a config's fields
-    config = Int8TileConfig(**options)
+    config = Int8TileConfig(**(UNNAMED | options))
     return int8tile.convert_(model, config, share_inputs=not config.outlier_gain)
 
 
@@ -70,11 +84,10 @@ def _count_linears(model: nn.Module) -> int:
 
 
 def int8(**options: Any) -> Arm:  # noqa: ANN401 - a config's fields
-    """Make an arm of `Int8TileConfig`; what equals a default, or has no effect, is left out."""
+    """Make an arm of `Int8TileConfig`; what is `UNNAMED`, or has no effect, is left out."""
     if options.get("threshold", 5.0) is None:
         options.pop("outlier_bits", None)
-    defaults = {field.name: field.default for field in fields(Int8TileConfig)}
-    named = {n: v for n, v in options.items() if n not in defaults or v != defaults[n]}
+    named = {n: v for n, v in options.items() if n not in UNNAMED or v != UNNAMED[n]}
     return Arm("int8", tuple(sorted(named.items())))
 
 
@@ -83,8 +96,9 @@ ARMS = {
     "paper-int8": int8(threshold=None, **PAPER),
     "paper-split": int8(**PAPER),
     "int8": int8(threshold=None),
-    "int8-split": int8(),
-    "int8-gain": int8(outlier_gain=True),
+    "int8-split": int8(grad_split=True),  # the library's default
+    "columns": int8(),
+    "columns, gain": int8(outlier_gain=True),
     "fp8": Arm("fp8"),
 }
 
@@ -110,12 +124,11 @@ def threshold_grid(gammas: tuple[float | None, ...], bits: tuple[int, ...]) -> d
 
 
 def product_grid() -> dict[str, Arm]:
-    """Make an arm for each product of a layer in float, and for each treatment of gradients."""
+    """Make arms without `grad_split`: each product in float, stochastic gradients; and one with."""
     products = ("forward", "grad_input", "grad_weight")
     arms = {f"{product} in float": int8(**{product: False}) for product in products}
     arms["stochastic gradients"] = int8(grad_rounding="stochastic")
-    arms["grad_split"] = int8(grad_split=True)
-    return chosen(BASELINE, "int8-split") | arms
+    return chosen(BASELINE, "columns") | arms | chosen("int8-split")
 
 
 def scale_grid(bits: tuple[int, ...]) -> dict[str, Arm]:

@@ -29,8 +29,8 @@ def _int8(**options: Any) -> Conversion:  # noqa: ANN401 - fields of the config
 # A model becomes an arm in place; bf16 is a matter of dtypes, see `products`.
 ARMS: Mapping[str, Conversion] = {
     "bf16": lambda model: None,
-    "int8-tensor": _int8(threshold=None, granularity="tensor"),
-    "int8": _int8(threshold=None),
+    "int8-tensor": _int8(threshold=None, granularity="tensor", grad_split=False),
+    "int8": _int8(threshold=None, grad_split=False),
     "int8-split": _int8(),
     "int8-gain": _int8(outlier_gain=True),
     "fp8": convert_fp8_,

@@ -107,7 +107,11 @@ def int8tile_layer(threshold: float | None, capacity: int | None) -> Product:
 
     def layer(x: Tensor, weight: Tensor) -> Tensor:
         result: Tensor = torch.ops.int8tile.linear(
-            x, weight, threshold=threshold, outlier_capacity=capacity
+            x,
+            weight,
+            threshold=threshold,
+            outlier_capacity=capacity,
+            grad_split=threshold is not None,
         )
         return result
 

@@ -16,7 +16,7 @@ from gpu_peers import BASELINE, OURS, Arm, arms
 from gpu_results import Case, Settings, records
 from gpu_timing import Prepared, prepare, replay, shared_pool
 
-CONVERTED = ("int8", "int8-split", "int8-shared", "int8-grad-split")  # by int8tile.convert_
+CONVERTED = ("int8", "int8-split", "int8-shared", "int8-columns")  # by int8tile.convert_
 
 
 def check(

@@ -185,7 +185,7 @@ def builders(frozen: bool, backward: bool, compiled: bool) -> dict[str, Callable
     found: dict[str, Callable[[Problem], Peer]] = {
         "fp32": lambda p: _of_module(_copy(p), p, "aten::addmm"),
         "bf16": lambda p: _of_module(_copy(p, bf16), p, "aten::addmm", bf16),
-        "int8": lambda p: _int8tile(p, Int8TileConfig(threshold=None)),
+        "int8": lambda p: _int8tile(p, Int8TileConfig(threshold=None, grad_split=False)),
         INT8TILE: lambda p: _int8tile(p, int8tile_config(p)),
         GAIN: lambda p: _int8tile(p, int8tile_config(p, gain=True)),
         "int_mm": lambda p: _int_mm(p, Functions()),

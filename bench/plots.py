@@ -24,7 +24,7 @@ COLORS = {
     "int8-split": "#08519c",
     "int8-gain": "#e377c2",
     "int8-shared": "#4292c6",
-    "int8-grad-split": "#009e73",
+    "int8-columns": "#009e73",
     "int8tile": "#08519c",
     "int_mm": "#fd8d3c",
     "int_mm compiled": "#d94801",

@@ -24,7 +24,7 @@ LARGE = (2048, 2304, 64)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CONFIGS = {
     "default": Int8TileConfig(),
-    "plain": Int8TileConfig(threshold=None),
+    "plain": Int8TileConfig(threshold=None, grad_split=False),
     "paper": Int8TileConfig.paper(),
 }
 
@@ -38,7 +38,7 @@ def results(
     x, w, bias, g = (torch.randn(size, dtype=dtype) for size in ((m, k), (n, k), (n,), (m, n)))
     x[:, :: max(1, k // 5)] *= 20
     x, w, bias = (each.to(device).requires_grad_() for each in (x, w, bias))
-    y = torch.ops.int8tile.linear(x, w, bias, *config.split, *config.scales)
+    y = torch.ops.int8tile.linear(x, w, bias, *config.split, *config.scales, *config.extras)
     y.backward(g.to(device))
     stochastic = config.grad_rounding == "stochastic"  # each device draws its own bits
     grads = [] if stochastic else [each.grad for each in (x, w, bias)]

@@ -14,7 +14,7 @@ import int8tile
 from int8tile import Int8TileConfig
 
 ARMS = ("fp32", "bf16", "int8", "int8-split", "int8-shared")
-KNOWN_ARMS = (*ARMS, "int8-grad-split")  # on request
+KNOWN_ARMS = (*ARMS, "int8-columns")  # on request
 MODELS = ("bert-base", "minilm", "llama")
 DROPOUTS = ("on", "off")
 WITHOUT_DROPOUT = ("llama",)
@@ -117,11 +117,12 @@ _BUILDERS: dict[str, Callable[[bool], nn.Module]] = {
 def convert(model: nn.Module, arm: str) -> int:
     """Turn a float model into an arm, in place; give the number of int8 layers."""
     if arm == "int8":
-        return len(int8tile.convert_(model, Int8TileConfig(threshold=None)).converted)
+        config = Int8TileConfig(threshold=None, grad_split=False)
+        return len(int8tile.convert_(model, config).converted)
     if arm in ("int8-split", "int8-shared"):
         return len(int8tile.convert_(model, share_inputs=arm == "int8-shared").converted)
-    if arm == "int8-grad-split":
-        return len(int8tile.convert_(model, Int8TileConfig(grad_split=True)).converted)
+    if arm == "int8-columns":  # the split of the input alone
+        return len(int8tile.convert_(model, Int8TileConfig(grad_split=False)).converted)
     return 0
 
 

@@ -88,7 +88,7 @@ class Expected:
 
 def expected_linear(
     x, w, bias, g, *, threshold=5.0, outlier_bits=12, capacity=None, rounding="nearest", seed=0,
-    outlier_gain=False, grad_split=False, **scales,
+    outlier_gain=False, grad_split=True, **scales,
 ):  # fmt: skip
     """Output and gradients by the reference; x and g are [..., features] tensors."""
     k = w.shape[1]

@@ -27,6 +27,12 @@ def measured():
     return replace(found, why_float="")
 
 
+@pytest.fixture
+def off(measured):
+    """The same layer with grad_split off."""
+    return replace(measured, config=replace(measured.config, grad_split=False))
+
+
 def thresholds(*rows):
     """(threshold, columns, over, dB, dB with gains) of each."""
     return [ThresholdResult(t, mean, round(mean), over, *y) for t, mean, over, *y in rows]
@@ -235,57 +241,61 @@ def test_no_split_needs_a_gradient_that_does_without(measured):
     assert "cosine 0.9000" in str(advice)
 
 
-def test_grad_split_where_it_lifts_the_gradient_of_a_weight(measured):
+def test_grad_split_where_it_lifts_the_gradient_of_a_weight(off):
     layer = {"cosine": cosines(plain=0.9, split=0.9, with_grad_split=(0.999, 0.999))}
-    advice = report(measured, a=layer, b={}, c={}).recommendation
+    advice = report(off, a=layer, b={}, c={}).recommendation
     assert advice.config["a"] == replace(advice.config["*"], grad_split=True)
     assert advice.config["a"].grad_weight
     assert not advice.config["*"].grad_split
     assert advice.reasons["a"] == (
         "grad_split: the cosine of grad_weight is 0.9990 instead of 0.9000"
     )
-    most = report(measured, a=layer, b=layer, c={}).recommendation
+    most = report(off, a=layer, b=layer, c={}).recommendation
     assert most.config == {"*": replace(advice.config["*"], grad_split=True)}
     assert most.reasons["*"].endswith(
         "; grad_split: lifts the gradient of 2 of 3 weights above 20 dB"
     )
 
 
-def test_grad_split_that_does_not_suffice_is_not_asked_for(measured):
+def test_grad_split_that_does_not_suffice_is_not_asked_for(off):
     layer = {"cosine": cosines(plain=0.9, split=0.9, with_grad_split=(0.97, 0.97))}
-    advice = report(measured, a=layer, b={}).recommendation
+    advice = report(off, a=layer, b={}).recommendation
     assert advice.config["a"] == replace(advice.config["*"], grad_weight=False)
     assert not advice.config["a"].grad_split
     unknown = {"cosine": layer["cosine"] | dict.fromkeys(list(layer["cosine"])[3:])}
-    assert report(measured, a=unknown, b={}).recommendation.config["a"] == advice.config["a"]
+    assert report(off, a=unknown, b={}).recommendation.config["a"] == advice.config["a"]
 
 
-def test_grad_split_that_was_configured_stays_and_is_told(measured):
-    layer = {"config": replace(measured.config, grad_split=True)}
-    advice = report(measured, a=layer, b=layer, c={}).recommendation
-    assert advice.config == {"*": Int8TileConfig(threshold=8.0, grad_split=True)}
-    assert "grad_split as configured: lifts the gradient of 0 of 3 weights" in str(advice)
-    advice = report(measured, a=layer, b={}, c={}).recommendation
+def test_grad_split_that_was_configured_stays(measured, off):
+    layer = {"config": measured.config}
+    advice = report(off, a=layer, b=layer, c={}).recommendation
+    assert advice.config == {"*": Int8TileConfig(threshold=8.0)}
+    assert "grad_split" not in str(advice)
+    needs = {"cosine": cosines(plain=0.9, split=0.9, with_grad_split=(0.999, 0.999))}
+    advice = report(measured, a=needs, b={}, c={}).recommendation
+    assert advice.config == {"*": Int8TileConfig(threshold=8.0)}
+    assert "grad_split: lifts the gradient of 1 of 3 weights above 20 dB" in str(advice)
+    advice = report(off, a=layer, b={}, c={}).recommendation
     assert not advice.config["*"].grad_split
     assert advice.config["a"].grad_split
     assert advice.reasons["a"] == "keeps its own options"
 
 
-def test_what_grad_split_was_recommended_for_keeps_it(measured):
+def test_what_grad_split_was_recommended_for_keeps_it(off):
     """A second recording, of what the first one's advice made, gives the same advice."""
     needs = {"cosine": cosines(plain=0.9, split=0.9, with_grad_split=(0.999, 0.999))}
-    first = report(measured, a=needs, b={}, c={}).recommendation
+    first = report(off, a=needs, b={}, c={}).recommendation
     layers = {"a": needs, "b": {}, "c": {}}
     again = {
         name: {**each, "config": config_for(name, first.config)} for name, each in layers.items()
     }
-    assert report(measured, **again).recommendation.config == first.config
+    assert report(off, **again).recommendation.config == first.config
 
 
-def test_grad_split_where_a_split_would_do_is_not_asked_for(measured):
+def test_grad_split_where_a_split_would_do_is_not_asked_for(off):
     flat = [replace(each, y_db=40.0) for each in FLAT]
     either = cosines(plain=0.9, split=0.9996, with_grad_split=(0.9999, 0.9999))
-    advice = report(measured, a={"thresholds": flat, "cosine": either}).recommendation
+    advice = report(off, a={"thresholds": flat, "cosine": either}).recommendation
     assert (advice.config["*"].threshold, advice.config["*"].grad_split) == (5.0, False)
 
 
@@ -311,9 +321,8 @@ def test_grad_split_is_not_for_a_gradient_in_float(measured):
 
 def test_without_a_gradient_nothing_is_said_of_it(measured):
     unknown = {"cosine": dict.fromkeys(cosines())}
-    layer = {**unknown, "config": replace(measured.config, grad_split=True)}
-    advice = report(measured, a=layer, b=layer).recommendation
-    assert advice.config == {"*": Int8TileConfig(threshold=8.0, grad_split=True)}
+    advice = report(measured, a=unknown, b=unknown).recommendation
+    assert advice.config == {"*": Int8TileConfig(threshold=8.0)}
     assert "grad_split" not in str(advice)
 
 

@@ -129,7 +129,7 @@ GPU_PEERS = {"bf16", "int8", "int8-split", "int_mm", "fp8", "bitsandbytes-style"
 GPU_CANDIDATES = {
     "gemm": {"bf16", "int8tile to int32", "int8tile to bf16", "int_mm", "fp8"},
     "linear": GPU_PEERS,
-    "step": GPU_PEERS | {"int8-shared", "int8-grad-split"},
+    "step": GPU_PEERS | {"int8-shared", "int8-columns"},
 }
 
 

@@ -85,7 +85,7 @@ def test_a_run_file_says_what_it_is_of(scales):
 def test_finished_runs_are_shared_and_not_repeated(scales):
     folder, _ = scales
     before = run_files(folder)
-    done, text = call(folder, "tasks", "--arms", "int8-split")
+    done, text = call(folder, "gain", "--arms", "columns")
     assert done.returncode == 0, text
     assert "runs to make" not in text
     assert run_files(folder) == before
@@ -216,7 +216,7 @@ def test_arms_that_compute_the_same_are_one():
     from accuracy_arms import ARMS, PAPER, int8, scale_grid, threshold_grid
 
     grid = threshold_grid((5.0, None), (8, 12))
-    assert grid["gamma 5 12 bits"] == ARMS["int8-split"]
+    assert grid["gamma 5 12 bits"] == ARMS["columns"]
     assert grid["no split"] == ARMS["int8"]
     assert len(set(grid.values())) == 4
     assert scale_grid((12,))["tensor pow2 stochastic"] == ARMS["paper-split"]

@@ -15,6 +15,7 @@ from torch import nn
 
 pytest.importorskip("transformers", reason="needs the demo extra")
 
+from int8tile import Int8TileConfig
 from int8tile.finetune import (
     RunResult,
     Settings,
@@ -119,13 +120,11 @@ def test_arms_are_the_configs_they_name():
     settings = Settings(threshold=4.0, outlier_bits=10)
     assert arms.config("fp32", settings) is None
     assert arms.config("bf16", settings) is None
-    assert arms.config("int8", settings).threshold is None
+    assert arms.config("int8", settings) == Int8TileConfig(threshold=None, grad_split=False)
     split = arms.config("int8-split", settings)
-    assert (split.threshold, split.outlier_bits, split.granularity) == (4.0, 10, "row")
+    assert split == Int8TileConfig(threshold=4.0, outlier_bits=10)
     gain = arms.config("int8-gain", settings)
     assert gain == dataclasses.replace(split, outlier_gain=True)
-    tokens = arms.config("int8-grad-split", settings)
-    assert tokens == dataclasses.replace(split, grad_split=True)
     assert arms.config("paper-int8", settings).threshold is None
     paper = arms.config("paper-split", settings)
     assert (paper.threshold, paper.granularity, paper.scale) == (4.0, "tensor", "pow2")
@@ -309,7 +308,7 @@ def test_the_table_fits_80_columns():
     shown = console.file.getvalue()
     assert "\u2026" not in shown  # an ellipsis
     for word in (
-        "int8-grad-split",
+        "paper-split",
         "9.8760",
         "windows",
         "per s",
@@ -395,7 +394,7 @@ def test_two_runs_agree(tmp_path, tiny_bert):
 def test_regression_run(tmp_path, tiny_bert):
     rows = "".join(f"a film of {i}\tthe film {i % 7}\t{i % 6}\n" for i in range(24))
     write_task(tmp_path / "glue", ["dev"], "sentence1\tsentence2\tscore\n" + rows)
-    chosen = ("bf16", "int8-gain", "int8-grad-split", "paper-split")
+    chosen = ("bf16", "int8-gain", "paper-split")
     run(
         Settings(
             model=tiny_bert, task="stsb", data=tmp_path / "glue", arms=chosen, max_steps=2,

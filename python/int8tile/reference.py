@@ -355,11 +355,11 @@ def grad_input(
 def token_block(tokens: int) -> int:
     """Rows of a block, of which the four largest are outlier tokens; 0: there are none.
 
-    64, or twice that and so on until sums over all tokens fit int32 in one slice.
+    128, or twice that and so on until sums over all tokens fit int32 in one slice.
     """
     if tokens > SLICE_DEPTH:
         return 0
-    block = 64
+    block = 128
     while (tokens * INT8_MAX + -(-tokens // block) * 4 * (OUTLIER_MAX + 1)) * 128 >= 2**31:
         if block >= tokens:
             return 0
@@ -406,7 +406,7 @@ def grad_weight(
     scale: str = "absmax",
     rounding: str = "nearest",
     seed: int = 0,
-    grad_split: bool = False,
+    grad_split: bool = True,
 ) -> FloatArray:
     """grad_w = g.T @ x, [n, k] float32: the row scales of x are folded into g first, and with
     `grad_split` its outlier tokens keep 15 bits."""

@@ -247,11 +247,10 @@ def _choose_grad_split(
     having = needed | configured
     split = 2 * len(having & trained) > len(trained) if trained else common.grad_split
     each_split = {each.name: split or each.name in having for each in layers}
-    if not (split and trained):
+    if not (split and needed):
         return each_split, split, ""
-    how = "grad_split as configured" if configured else "grad_split"
     count = f"{len(needed)} of {len(trained)} weights"
-    return each_split, split, f"{how}: lifts the gradient of {count} above {min_db:g} dB"
+    return each_split, split, f"grad_split: lifts the gradient of {count} above {min_db:g} dB"
 
 
 def _needs_grad_split(layer: LayerReport, min_db: float) -> bool:
@@ -365,7 +364,7 @@ def _for_layer(
         (
             "grad_weight",
             layer.grad_weight(splits, grad_split),
-            {"grad_weight": False, "grad_split": False},
+            {"grad_weight": False, "grad_split": base.grad_split},
         ),
     ]
     for product, found, off in in_float:

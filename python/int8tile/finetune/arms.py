@@ -27,13 +27,11 @@ def config(arm: str, settings: Settings) -> Int8TileConfig | None:
     }
     match arm:
         case "int8":
-            return Int8TileConfig(threshold=None)
+            return Int8TileConfig(threshold=None, grad_split=False)
         case "int8-split":
             return Int8TileConfig(**split)
         case "int8-gain":
             return Int8TileConfig(**split, outlier_gain=True)
-        case "int8-grad-split":
-            return Int8TileConfig(**split, grad_split=True)
         case "paper-int8":
             return Int8TileConfig.paper(threshold=None)
         case "paper-split":

@@ -22,7 +22,6 @@ COLORS = {
     "int8": "#E69F00",
     "int8-split": "#0072B2",
     "int8-gain": "#D55E00",
-    "int8-grad-split": "#7F3C8D",
     "paper-int8": "#CC79A7",
     "paper-split": "#56B4E9",
 }

@@ -14,7 +14,7 @@ HUB_TASKS = (*GLUE_TASKS, *SQUAD_TASKS)  # read from the hub where there is no -
 TASK_NAMES = ("docstrings", *HUB_TASKS, "clm", "custom")
 METRIC_NAMES = ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman")
 ARM_NAMES = (
-    *("fp32", "bf16", "int8", "int8-split", "int8-gain", "int8-grad-split"),
+    *("fp32", "bf16", "int8", "int8-split", "int8-gain"),
     *("paper-int8", "paper-split"),
 )
 DEFAULT_ARMS = ("fp32", "int8", "int8-split")
@@ -46,7 +46,7 @@ class Settings:
             `METRIC_NAMES`; None takes the task's own.
         arms: What to compare, in order: some of `ARM_NAMES`.
         threshold: Activations above it are outliers, in real units (int8-split, int8-gain,
-            int8-grad-split, paper-split).
+            paper-split).
         outlier_bits: Significant bits of an outlier, 8..15.
         lora_rank: Rank of LoRA adapters beside frozen layers; None trains all weights.
         lora_alpha: Adapters are scaled by alpha / rank; None: twice the rank.

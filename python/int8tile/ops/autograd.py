@@ -220,7 +220,7 @@ def linear(
     cache: WeightCache | None = None,
     shared: SharedInput | None = None,
     outlier_gain: bool = False,
-    grad_split: bool = False,
+    grad_split: bool = True,
 ) -> torch.Tensor:
     """Apply a linear layer in int8; differentiable once.
 
@@ -308,7 +308,7 @@ def _linear(
     scale: str = "absmax",
     grad_rounding: str = "nearest",
     outlier_gain: bool = False,
-    grad_split: bool = False,
+    grad_split: bool = True,
 ) -> torch.Tensor:
     split = (threshold, outlier_bits, outlier_capacity)
     scales = (granularity, scale, grad_rounding)
@@ -330,7 +330,7 @@ def _linear_switched(
     grad_input: bool = True,
     grad_weight: bool = True,
     outlier_gain: bool = False,
-    grad_split: bool = False,
+    grad_split: bool = True,
 ) -> torch.Tensor:
     split = (threshold, outlier_bits, outlier_capacity)
     scales = (granularity, scale, grad_rounding)

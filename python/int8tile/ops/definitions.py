@@ -13,7 +13,7 @@ _SAVED = (
 )
 _PACKED = "Tensor? packed_weight=None, Tensor? weight_scale=None"
 _GAIN = "bool outlier_gain=False"
-_GRAD_SPLIT = "bool grad_split=False"
+_GRAD_SPLIT = "bool grad_split=True"
 
 for _schema in (
     f"linear(Tensor input, Tensor weight, Tensor? bias=None, {_SPLIT}, {_SCALE}, "

@@ -215,7 +215,7 @@ def linear_grad_weight(
     seed: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     with_bias: bool = True,
-    grad_split: bool = False,
+    grad_split: bool = True,
     *,
     who: str = "int8tile::linear_grad_weight",
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -273,7 +273,7 @@ def linear_backward(
     seed: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     with_bias: bool = True,
-    grad_split: bool = False,
+    grad_split: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Checks, and empty results, of int8tile::linear_backward."""
     who = "int8tile::linear_backward"
