@@ -47,7 +47,7 @@ def test_every_option_and_dtype_matches(ops, scales, rounding, dtype):
     assert check(ops, activations(150, 90, dtype=dtype), sparse(150, 45, dtype), rounding, **scales)
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 127, 128, 129, 131, 256, 258, 400])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 95, 96, 97, 99, 192, 195, 300])
 @pytest.mark.parametrize("columns", [1, 70, 131])
 def test_any_number_of_tokens_matches(ops, tokens, columns):
     check(ops, activations(tokens, 40), sparse(tokens, columns))
@@ -58,7 +58,7 @@ def test_outlier_columns_with_gains_match(ops):
     assert check(ops, x, sparse(150, 45), gain=True)
 
 
-@pytest.mark.parametrize("tokens", [26_200, 26_300, 70_000])
+@pytest.mark.parametrize("tokens", [20_600, 20_700, 70_000])
 def test_blocks_that_grow_match(ops, tokens):
     """Of whole numbers, so that many tokens of a block are equal."""
     x, g = activations(tokens, 6, outliers=(2,)).sign(), sparse(tokens, 3).round()
@@ -75,7 +75,7 @@ def test_more_tokens_than_a_sum_holds_have_no_outliers(ops):
 def test_equal_and_zero_and_non_finite_tokens_match(ops, scales):
     x, g = activations(300, 40), torch.ones(300, 30)
     g[[9, 10, 11, 12, 3], 1] = torch.tensor([5.0, 5.0, 5.0, 5.0, 2.0])
-    g[128:256], x[270] = 0, 0
+    g[96:192], x[270] = 0, 0
     check(ops, x, g, **scales)
     g[20, 2], g[150, 1], x[200, 3] = np.nan, -np.inf, np.inf
     check(ops, x, g, **scales)

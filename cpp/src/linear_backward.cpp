@@ -116,16 +116,17 @@ struct GradWeightScratch {
 // The outlier tokens of g as limb panels of the operands.
 struct TokenPanels {
   const CpuFacts& cpu;
-  const std::vector<int32_t>& index;  // whole turns of K; empty: no token is an outlier
-  int64_t depth;                      // of the regular panels of B
+  const OutlierTokens* tokens;  // null: there are none
+  int64_t depth;                // of the regular panels of B
 
   // b // takes the panels of `rows` rows of operands.b
   void add(GemmOperands& operands, const int8_t* a_high, int64_t rows, uint8_t* b) const {
-    if (index.empty()) return;
-    operands.outliers = static_cast<int64_t>(index.size());
+    if (!tokens) return;
+    operands.outliers = static_cast<int64_t>(tokens->index.size());
     operands.a_high = a_high;
     operands.b_outlier = b;
-    gather_outlier_weights(cpu, operands.b, rows, depth, index.data(), operands.outliers, b);
+    gather_outlier_weights(cpu, operands.b, rows, depth, tokens->index.data(), operands.outliers,
+                           b);
   }
 };
 
@@ -175,51 +176,44 @@ class GradWeight {
       : args_(args),
         plan_(plan_gemm(args.grad_output.cols, args.in_features, args.grad_output.rows, 0,
                         kMaxOutlierBits, cpu)) {
-    if (args.split_tokens) {
-      tokens_ = find_outlier_tokens(args.grad_output, fold_of(args), cpu);
-      const int64_t slots = round_up(static_cast<int64_t>(tokens_.index.size()), kDepthAlign);
-      // Of one of them again, with limbs of zero.
-      if (slots > 0) tokens_.index.resize(static_cast<std::size_t>(slots), tokens_.index.back());
+    absmax_.resize(static_cast<std::size_t>(plan_.m));
+    if (args.split_tokens && token_block(plan_.k) > 0) {
+      tokens_.emplace(plan_.k, fold_of(args));
+      token_absmax_.resize(absmax_.size());
+      if (tokens_->block > kTokenBlock) choose_tokens(args.grad_output, *tokens_, cpu);
     }
-    scratch_.emplace(plan_, args.outliers, static_cast<int64_t>(tokens_.index.size()));
+    scratch_.emplace(plan_, args.outliers, slots());
   }
 
-  // Multiplies g before the absmax of the regular rows: an outlier token counts as zeros.
-  const float* regular_fold() {
-    if (tokens_.index.empty()) return fold_of(args_);
-    const float* fold = fold_of(args_);
-    regular_fold_.resize(tokens_.slot.size());
-    for (std::size_t i = 0; i < tokens_.slot.size(); ++i)
-      regular_fold_[i] = tokens_.slot[i] >= 0 ? 0.0f : fold ? fold[i] : 1.0f;
-    return regular_fold_.data();
+  // To gather of g before it is quantised.
+  ColumnStats columns() {
+    if (!tokens_) return {fold_of(args_), false, absmax_.data(), args_.grad_bias};
+    return {tokens_->regular_fold.data(), false, absmax_.data(), args_.grad_bias, &*tokens_,
+            token_absmax_.data()};
   }
 
-  // absmax // [n] bits, of the columns of g times its regular_fold
-  void quantize(const uint32_t* absmax) const {
+  void quantize() const {
     const GradWeightScratch& at = scratch_->at;
-    const int64_t n = plan_.m, slots = static_cast<int64_t>(tokens_.index.size());
-    const int64_t stride = round_up(n, kDepthAlign);
+    const int64_t n = plan_.m, stride = round_up(n, kDepthAlign);
     QuantizeTargets targets;
     targets.a_transposed = at.a;
     targets.compensation = at.compensation;
     targets.slices = &plan_.slices;
-    if (slots == 0)
-      return quantize_columns(args_.grad_output, fold_of(args_), absmax, args_.spec, plan_.cpu,
-                              targets, at.grad_scale);
-    const std::vector<uint32_t> outlier_absmax =
-        token_absmax(args_.grad_output, fold_of(args_), tokens_, plan_.cpu);
-    std::fill_n(at.token_high, slots * stride, int8_t{0});
-    const TokenTargets targets_of_tokens{tokens_.slot.data(), outlier_absmax.data(), at.token_high,
-                                         stride};
-    quantize_columns(args_.grad_output, fold_of(args_), absmax, args_.spec, plan_.cpu, targets,
-                     at.grad_scale, &targets_of_tokens);
-    pack_transposed(*plan_.cpu.kernel, {at.token_high, stride, 0, slots, n}, slots, at.a_high,
+    if (!tokens_)
+      return quantize_columns(args_.grad_output, fold_of(args_), absmax_.data(), args_.spec,
+                              plan_.cpu, targets, at.grad_scale);
+    std::fill_n(at.token_high, slots() * stride, int8_t{0});
+    const TokenTargets token_targets{tokens_->slot.data(), token_absmax_.data(), at.token_high,
+                                     stride};
+    quantize_columns(args_.grad_output, fold_of(args_), absmax_.data(), args_.spec, plan_.cpu,
+                     targets, at.grad_scale, &token_targets);
+    pack_transposed(*plan_.cpu.kernel, {at.token_high, stride, 0, slots(), n}, slots(), at.a_high,
                     nullptr);
   }
 
   void multiply() const {
     const GradWeightScratch& at = scratch_->at;
-    const TokenPanels tokens{plan_.cpu, tokens_.index, plan_.k_padded};
+    const TokenPanels tokens{plan_.cpu, tokens_ ? &*tokens_ : nullptr, plan_.k_padded};
     std::fill_n(at.input_scale, args_.in_features, fold_of(args_) ? 1.0f : args_.input_scale[0]);
     if (args_.gain)
       for (int64_t t = 0; t < args_.outliers; ++t)
@@ -236,24 +230,26 @@ class GradWeight {
  private:
   const GradWeightArgs& args_;
   GemmPlan plan_;
-  OutlierTokens tokens_;
-  std::vector<float> regular_fold_;
+  std::optional<OutlierTokens> tokens_;
+  std::vector<uint32_t> absmax_, token_absmax_;  // [n] bits, of g times its fold
   std::optional<Workspace<GradWeightScratch>> scratch_;
+
+  int64_t slots() const { return tokens_ ? static_cast<int64_t>(tokens_->index.size()) : 0; }
 };
 
 }  // namespace
 
 void linear_grad_weight(const GradWeightArgs& args, const CpuFacts& cpu) {
   const int64_t m = args.grad_output.rows, n = args.grad_output.cols, k = args.in_features;
-  std::vector<uint32_t> absmax(static_cast<std::size_t>(n));
   if (m == 0 || n == 0 || k == 0) {
+    std::vector<uint32_t> absmax(static_cast<std::size_t>(n));
     column_stats(args.grad_output, {nullptr, false, absmax.data(), args.grad_bias}, cpu);
     if (m == 0) fill_zero(args.out, n, k, cpu);
     return;
   }
   GradWeight grad(args, cpu);
-  column_stats(args.grad_output, {grad.regular_fold(), false, absmax.data(), args.grad_bias}, cpu);
-  grad.quantize(absmax.data());
+  column_stats(args.grad_output, grad.columns(), cpu);
+  grad.quantize();
   grad.multiply();
 }
 
@@ -266,13 +262,11 @@ void linear_backward(const GradInputArgs& input_args, const GradWeightArgs& weig
     linear_grad_weight(weight_args, cpu);
     return;
   }
-  std::vector<uint32_t> absmax(static_cast<std::size_t>(n));
   std::optional<GradInput> grad_input(std::in_place, input_args, cpu);
   GradWeight grad_weight(weight_args, cpu);
-  const ColumnStats columns{grad_weight.regular_fold(), false, absmax.data(),
-                            weight_args.grad_bias};
+  const ColumnStats columns = grad_weight.columns();
   grad_input->quantize(&columns);
-  grad_weight.quantize(absmax.data());  // while g is still in the caches
+  grad_weight.quantize();  // while g is still in the caches
   grad_input->multiply();
   grad_input.reset();  // its workspace
   grad_weight.multiply();

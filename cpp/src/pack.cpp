@@ -2,7 +2,9 @@
 #include "pack.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
+#include <vector>
 
 #include "int8tile/memory.hpp"
 #include "int8tile/parallel.hpp"
@@ -86,22 +88,46 @@ void pack_transposed(const Kernel& kernel, const Strip& strip, int64_t depth, in
   }
 }
 
+namespace {
+
+// One lane of each of kGroup groups of panels as one group, by words so that it vectorises.
+void gather_lanes(const uint8_t* const* group, const int64_t* lane, int64_t nr,
+                  uint8_t* __restrict out) {
+  static_assert(kGroup == 4 && std::endian::native == std::endian::little);
+  const uint8_t *g0 = group[0], *g1 = group[1], *g2 = group[2], *g3 = group[3];
+  const auto s0 = 8 * lane[0], s1 = 8 * lane[1], s2 = 8 * lane[2], s3 = 8 * lane[3];
+  for (int64_t c = 0; c < nr * kGroup; c += kGroup) {
+    uint32_t w0, w1, w2, w3;
+    std::memcpy(&w0, g0 + c, kGroup);
+    std::memcpy(&w1, g1 + c, kGroup);
+    std::memcpy(&w2, g2 + c, kGroup);
+    std::memcpy(&w3, g3 + c, kGroup);
+    const uint32_t word = (w0 >> s0 & 0xff) | (w1 >> s1 & 0xff) << 8 | (w2 >> s2 & 0xff) << 16 |
+                          (w3 >> s3 & 0xff) << 24;
+    std::memcpy(out + c, &word, kGroup);
+  }
+}
+
+}  // namespace
+
 void gather_outlier_weights(const CpuFacts& cpu, const uint8_t* b, int64_t n, int64_t depth,
                             const int32_t* index, int64_t count, uint8_t* out) {
   const int64_t nr = cpu.kernel->nr;
   const int64_t padded = round_up(count, kGroup);
-  const auto fill = static_cast<uint8_t>(cpu.kernel->b_offset);
+  const std::vector<uint8_t> padding(static_cast<std::size_t>(nr * kGroup),
+                                     static_cast<uint8_t>(cpu.kernel->b_offset));
   parallel_for(cpu.threads, ceil_div(n, nr), [&](int64_t panel, int) {
     const uint8_t* from = b + panel * nr * depth;
     uint8_t* to = out + panel * nr * padded;
-    for (int64_t t = 0; t < padded; ++t) {
-      uint8_t* lane = to + t / kGroup * nr * kGroup + t % kGroup;
-      if (t >= count) {
-        for (int64_t c = 0; c < nr; ++c) lane[c * kGroup] = fill;
-        continue;
+    for (int64_t t = 0; t < padded; t += kGroup, to += nr * kGroup) {
+      const uint8_t* group[kGroup];
+      int64_t lane[kGroup];
+      for (int64_t i = 0; i < kGroup; ++i) {
+        const bool none = t + i >= count;
+        group[i] = none ? padding.data() : from + index[t + i] / kGroup * nr * kGroup;
+        lane[i] = none ? 0 : index[t + i] % kGroup;
       }
-      const uint8_t* column = from + index[t] / kGroup * nr * kGroup + index[t] % kGroup;
-      for (int64_t c = 0; c < nr; ++c) lane[c * kGroup] = column[c * kGroup];
+      gather_lanes(group, lane, nr, to);
     }
   });
 }

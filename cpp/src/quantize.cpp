@@ -203,6 +203,7 @@ struct RowPass {
     int8_t* low = scratch.low + thread * scratch.high_bytes;
     float* buffer = scratch.row + thread * scratch.row_stride;
     float* gathered = scratch.gathered + thread * scratch.high_stride;
+    if (columns) columns->begin(x, first, thread, buffer);
     for (int64_t r = 0; r < rows; ++r) {
       const float* row = load_row(kernel, x, first + r, buffer);
       if (columns) columns->add(first + r, &row, 1, thread);
@@ -234,12 +235,13 @@ struct RowPass {
   }
 };
 
-// Few rows make smaller strips, so that every thread has some; only transposed targets and column
-// sums need whole ones.
+// Few rows make smaller strips, so that every thread has some; only transposed targets, column
+// sums and outlier tokens need whole ones.
 int64_t rows_per_strip(int64_t rows, const CpuFacts& cpu, const QuantizeTargets& targets,
                        const OutlierTargets* outliers, const ColumnStats* columns) {
   const bool limbs_transposed = outliers && outliers->b_high_transposed;
   if (targets.b) return kRowsPerStripB;
+  if (columns && columns->tokens) return kTokenBlock;
   if (targets.b_transposed || columns || limbs_transposed) return kRowsPerStripA;
   return std::clamp<int64_t>(round_up(ceil_div(rows, 2 * cpu.threads), kTileRows), kTileRows,
                              kRowsPerStripA);
@@ -250,7 +252,7 @@ int64_t rows_per_strip(int64_t rows, const CpuFacts& cpu, const QuantizeTargets&
 void quantize_rows(const MatrixView& x, const float* fold, const QuantizeSpec& spec,
                    const CpuFacts& cpu, const QuantizeTargets& targets,
                    const OutlierTargets* outliers, float* scale, const ColumnStats* columns) {
-  static_assert(kColumnBlock == kRowsPerStripA);
+  static_assert(kColumnBlock == kRowsPerStripA && kTokenBlock % kRowsPerStripA == 0);
   std::optional<ColumnPass> column_pass;
   if (columns) column_pass.emplace(*columns, cpu, x.rows, x.cols);
   const int64_t strip_rows = rows_per_strip(x.rows, cpu, targets, outliers, columns);

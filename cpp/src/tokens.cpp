@@ -1,4 +1,4 @@
-// Row maxima in parallel, then a choice among the few rows of a block.
+// Row maxima, then a choice among the rows of a block.
 #include "tokens.hpp"
 
 #include <algorithm>
@@ -6,64 +6,54 @@
 
 #include "int8tile/parallel.hpp"
 #include "int8tile/plan.hpp"
-#include "int8tile/quantize.hpp"
 #include "rows.hpp"
 
 namespace int8tile {
-namespace {
 
-constexpr uint32_t kAbsMask = 0x7fffffff;
+OutlierTokens::OutlierTokens(int64_t m, const float* row_fold)
+    : block(token_block(m)), fold(row_fold) {
+  if (block == 0) return;
+  index.assign(static_cast<std::size_t>(round_up(token_slots(m), kDepthAlign)), 0);
+  slot.assign(static_cast<std::size_t>(m), -1);
+  regular_fold.assign(static_cast<std::size_t>(m), 1.0f);
+  if (fold) std::copy_n(fold, m, regular_fold.begin());
+}
 
-std::vector<uint32_t> row_maxima(const MatrixView& g, const float* fold, const CpuFacts& cpu) {
-  std::vector<uint32_t> maxima(static_cast<std::size_t>(g.rows));
-  const int64_t blocks = ceil_div(g.rows, kTokenBlock);
-  std::vector<float> buffers(static_cast<std::size_t>(share_count(cpu.threads, blocks) * g.cols));
-  parallel_for(cpu.threads, blocks, [&](int64_t block, int thread) {
-    float* buffer = buffers.data() + thread * g.cols;
-    const int64_t end = std::min(g.rows, (block + 1) * kTokenBlock);
-    for (int64_t i = block * kTokenBlock; i < end; ++i) {
-      const float* row = load_row(*cpu.kernel, g, i, buffer);
-      const auto largest = std::bit_cast<float>(cpu.kernel->absmax_bits(row, nullptr, g.cols));
-      const float folded = fold ? largest * fold[i] : largest;
-      maxima[static_cast<std::size_t>(i)] = std::bit_cast<uint32_t>(folded) & kAbsMask;
-    }
+void OutlierTokens::choose(int64_t first, uint32_t* absmax) {
+  const int64_t rows = std::min(block, static_cast<int64_t>(slot.size()) - first);
+  const int64_t first_slot = first / block * kTokensPerBlock;
+  for (int64_t s = first_slot; s < first_slot + kTokensPerBlock; ++s) {
+    const int64_t row = std::max_element(absmax, absmax + rows) - absmax;
+    const auto token = static_cast<std::size_t>(first + row);
+    index[static_cast<std::size_t>(s)] = static_cast<int32_t>(token);
+    if (slot[token] >= 0) continue;  // a last block of fewer rows
+    slot[token] = static_cast<int32_t>(s);
+    regular_fold[token] = 0.0f;
+    absmax[row] = 0;
+  }
+}
+
+void folded_absmax(const MatrixView& g, const OutlierTokens& tokens, const Kernel& kernel,
+                   int64_t first, int64_t rows, float* buffer, uint32_t* absmax) {
+  constexpr uint32_t kAbsMask = 0x7fffffff;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* row = load_row(kernel, g, first + r, buffer);
+    const auto largest = std::bit_cast<float>(kernel.absmax_bits(row, nullptr, g.cols));
+    absmax[r] = std::bit_cast<uint32_t>(largest * tokens.fold_of(first + r)) & kAbsMask;
+  }
+}
+
+void choose_tokens(const MatrixView& g, OutlierTokens& tokens, const CpuFacts& cpu) {
+  std::vector<uint32_t> absmax(static_cast<std::size_t>(g.rows));
+  const int64_t parts = ceil_div(g.rows, kTokenBlock);  // some of a block
+  std::vector<float> buffers(static_cast<std::size_t>(share_count(cpu.threads, parts) * g.cols));
+  parallel_for(cpu.threads, parts, [&](int64_t part, int thread) {
+    const int64_t first = part * kTokenBlock;
+    folded_absmax(g, tokens, *cpu.kernel, first, std::min(kTokenBlock, g.rows - first),
+                  buffers.data() + thread * g.cols, absmax.data() + first);
   });
-  return maxima;
-}
-
-}  // namespace
-
-OutlierTokens find_outlier_tokens(const MatrixView& g, const float* fold, const CpuFacts& cpu) {
-  const int64_t block = token_block(g.rows);
-  OutlierTokens tokens;
-  tokens.slot.assign(static_cast<std::size_t>(g.rows), -1);
-  if (block == 0) return tokens;
-  std::vector<uint32_t> maxima = row_maxima(g, fold, cpu);
-  for (int64_t begin = 0; begin < g.rows; begin += block) {
-    const auto first = maxima.begin() + begin;
-    const auto last = maxima.begin() + std::min(g.rows, begin + block);
-    for (int64_t t = 0; t < kTokensPerBlock; ++t) {
-      const auto token = std::max_element(first, last) - maxima.begin();
-      tokens.index.push_back(static_cast<int32_t>(token));
-      int32_t& slot = tokens.slot[static_cast<std::size_t>(token)];
-      if (slot >= 0) continue;  // a last block of fewer rows
-      slot = static_cast<int32_t>(tokens.index.size()) - 1;
-      maxima[static_cast<std::size_t>(token)] = 0;
-    }
-  }
-  return tokens;
-}
-
-std::vector<uint32_t> token_absmax(const MatrixView& g, const float* fold,
-                                   const OutlierTokens& tokens, const CpuFacts& cpu) {
-  std::vector<uint32_t> absmax(static_cast<std::size_t>(g.cols), 0);
-  std::vector<float> buffer(static_cast<std::size_t>(g.cols));
-  for (const int32_t token : tokens.index) {
-    const float* row = load_row(*cpu.kernel, g, token, buffer.data());
-    const float factor = fold ? fold[token] : 1.0f;
-    cpu.kernel->column_absmax(&row, &factor, 1, g.cols, /*finite_only=*/false, absmax.data());
-  }
-  return absmax;
+  for (int64_t first = 0; first < g.rows; first += tokens.block)
+    tokens.choose(first, absmax.data() + first);
 }
 
 }  // namespace int8tile

@@ -9,18 +9,28 @@
 
 namespace int8tile {
 
-/// The outlier tokens of g[m, n], block by block.
+/// The outlier tokens of g[m, n]: in each block the rows with the largest absmax of
+/// g[i,:] * fold[i]; of equal ones the first. A block's are written by whoever chooses them alone.
 struct OutlierTokens {
-  std::vector<int32_t> index;  // [slots]; repeated where a block has fewer rows that are not zero
-  std::vector<int32_t> slot;   // [m] of each token, -1: regular
+  /// None is chosen yet. fold // [m]; null: ones
+  OutlierTokens(int64_t m, const float* fold);
+
+  /// absmax // bits of the block's rows from `first` on times their fold; is overwritten
+  void choose(int64_t first, uint32_t* absmax);
+  float fold_of(int64_t token) const { return fold ? fold[token] : 1.0f; }
+
+  int64_t block;  // rows of one; 0: there are no outlier tokens
+  const float* fold;
+  std::vector<int32_t> index;       // [whole turns of K]; any token again where there is none
+  std::vector<int32_t> slot;        // [m] of each token in index, -1: regular
+  std::vector<float> regular_fold;  // [m] fold, and zero of the outlier tokens
 };
 
-/// In each block the rows with the largest absmax of g[i,:] * fold[i]; of equal ones the first.
-/// fold // [m]; null: ones
-OutlierTokens find_outlier_tokens(const MatrixView& g, const float* fold, const CpuFacts& cpu);
+/// Bits of the absmax of each row from `first` on, times its fold. buffer // [cols]
+void folded_absmax(const MatrixView& g, const OutlierTokens& tokens, const Kernel& kernel,
+                   int64_t first, int64_t rows, float* buffer, uint32_t* absmax);
 
-/// Bits of max over the outlier tokens of |g[i,j] * fold[i]|, [n].
-std::vector<uint32_t> token_absmax(const MatrixView& g, const float* fold,
-                                   const OutlierTokens& tokens, const CpuFacts& cpu);
+/// Chooses all of them in a pass of its own, for blocks of any size.
+void choose_tokens(const MatrixView& g, OutlierTokens& tokens, const CpuFacts& cpu);
 
 }  // namespace int8tile

@@ -71,10 +71,10 @@ class Int8TileConfig:
             keeps it within the absmax of its rows, and divide the input's column by it, as far as
             that stays above the threshold. The product is the same; where a large input feature
             meets small weights, these keep more of their bits.
-        grad_split: hold the largest tokens of the output gradient, 4 in each 128, in two int8
+        grad_split: hold the largest tokens of the output gradient, 4 in each 96, in two int8
             limbs of 15 bits for grad_weight, whose scales otherwise span all tokens of a call. For
             losses that few tokens decide, such as question answering. Twice as many tokens share
-            4 and so on where int32 sums could overflow, from about 26,000 tokens of a call; above
+            4 and so on where int32 sums could overflow, from about 20,000 tokens of a call; above
             131,072 there are none.
         min_tokens: a call with fewer rows than this (the product of the input's leading
             dimensions) runs `torch.nn.functional.linear`, forward and backward, with nothing in

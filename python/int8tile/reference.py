@@ -355,11 +355,11 @@ def grad_input(
 def token_block(tokens: int) -> int:
     """Rows of a block, of which the four largest are outlier tokens; 0: there are none.
 
-    128, or twice that and so on until sums over all tokens fit int32 in one slice.
+    96, or twice that and so on until sums over all tokens fit int32 in one slice.
     """
     if tokens > SLICE_DEPTH:
         return 0
-    block = 128
+    block = 96
     while (tokens * INT8_MAX + -(-tokens // block) * 4 * (OUTLIER_MAX + 1)) * 128 >= 2**31:
         if block >= tokens:
             return 0

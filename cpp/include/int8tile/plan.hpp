@@ -50,7 +50,7 @@ struct GemmPlan {
 /// The deepest K whose int8 products always fit int32, a power of two.
 inline constexpr int64_t kSliceDepth = 131072;
 
-inline constexpr int64_t kTokenBlock = 128;    // rows of the smallest block
+inline constexpr int64_t kTokenBlock = 96;     // rows of the smallest block
 inline constexpr int64_t kTokensPerBlock = 4;  // outlier tokens of a block, one group of K
 
 /// Rows of a block, of which the largest kTokensPerBlock are outlier tokens of a gradient:
