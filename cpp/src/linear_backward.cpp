@@ -93,24 +93,22 @@ struct GradWeightScratch {
         compensation(arena.take<int32_t>(plan.m * static_cast<int64_t>(plan.slices.size()))),
         grad_scale(arena.take<float>(plan.m)),
         input_scale(arena.take<float>(plan.n)),
-        low(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, outliers, plan.k))),
-        high_sum(arena.take<int32_t>(plan.m * outliers)),
-        low_sum(arena.take<int32_t>(plan.m * outliers)),
+        limbs(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, 2 * outliers, plan.k))),
+        limb_sum(arena.take<int32_t>(plan.m * 2 * outliers)),
         limb_grad(arena.take<float>(plan.m * outliers)),
         token_high(arena.take<int8_t>(tokens * round_up(plan.m, kDepthAlign))),
         a_high(arena.take<int8_t>(plan.m * tokens)),
         b_tokens(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, plan.n, tokens))),
-        b_tokens_high(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, outliers, tokens))),
-        b_tokens_low(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, outliers, tokens))) {}
+        limb_tokens(arena.take<uint8_t>(packed_bytes(*plan.cpu.kernel, 2 * outliers, tokens))) {}
   int8_t* a;
   int32_t* compensation;
   float* grad_scale;   // [n]
   float* input_scale;  // [k]
-  uint8_t* low;
-  int32_t *high_sum, *low_sum;
+  uint8_t* limbs;      // the high limbs of all outlier columns of x, then the low ones
+  int32_t* limb_sum;
   float* limb_grad;
   int8_t *token_high, *a_high;  // of g's outlier tokens
-  uint8_t *b_tokens, *b_tokens_high, *b_tokens_low;
+  uint8_t *b_tokens, *limb_tokens;
 };
 
 // The outlier tokens of g as limb panels of the operands.
@@ -136,25 +134,25 @@ constexpr int64_t kLimbRows = 64;  // rows of grad_w per task
 void limb_columns(const GradWeightArgs& args, const GemmPlan& plan, const GradWeightScratch& at,
                   const TokenPanels& tokens) {
   const int64_t n = plan.m, count = args.outliers;
-  gather_panel_rows(plan.cpu, args.saved_regular, plan.k_padded, args.index, count, at.low);
-  GemmPlan limb_plan = plan_gemm(n, count, plan.k, 0, kMaxOutlierBits, plan.cpu);
-  GemmOperands high, low;
-  high.a = low.a = at.a;
-  high.compensation = low.compensation = at.compensation;
-  high.b = args.saved_high;
-  low.b = at.low;
-  tokens.add(high, at.a_high, count, at.b_tokens_high);
-  tokens.add(low, at.a_high, count, at.b_tokens_low);
+  std::vector<PanelRow> rows;  // of both limbs, which share a panel where they are few
+  for (int64_t t = 0; t < count; ++t) rows.push_back({args.saved_high, t});
+  for (int64_t t = 0; t < count; ++t) rows.push_back({args.saved_regular, args.index[t]});
+  gather_panel_rows(plan.cpu, rows, plan.k_padded, at.limbs);
+  const GemmPlan limb_plan = plan_gemm(n, 2 * count, plan.k, 0, kMaxOutlierBits, plan.cpu);
+  GemmOperands operands;
+  operands.a = at.a;
+  operands.compensation = at.compensation;
+  operands.b = at.limbs;
+  tokens.add(operands, at.a_high, 2 * count, at.limb_tokens);
   for (std::size_t s = 0; s < plan.slices.size(); ++s) {
-    gemm_integers(limb_plan, high, s, at.high_sum);
-    gemm_integers(limb_plan, low, s, at.low_sum);
+    gemm_integers(limb_plan, operands, s, at.limb_sum);
     parallel_for(plan.cpu.threads, ceil_div(n, kLimbRows), [&](int64_t block, int) {
       const int64_t end = std::min(n, (block + 1) * kLimbRows);
       for (int64_t i = block * kLimbRows; i < end; ++i)
         for (int64_t t = 0; t < count; ++t) {
           const int64_t at_t = i * count + t;
-          const float sum =
-              static_cast<float>(at.high_sum[at_t]) * 128.0f + static_cast<float>(at.low_sum[at_t]);
+          const int32_t* high = at.limb_sum + i * 2 * count + t;
+          const float sum = static_cast<float>(*high) * 128.0f + static_cast<float>(high[count]);
           const float value = sum * at.grad_scale[i] * at.input_scale[args.index[t]];
           at.limb_grad[at_t] = s == 0 ? value : at.limb_grad[at_t] + value;
           if (s + 1 == plan.slices.size())

@@ -132,23 +132,27 @@ void gather_outlier_weights(const CpuFacts& cpu, const uint8_t* b, int64_t n, in
   });
 }
 
-void gather_panel_rows(const CpuFacts& cpu, const uint8_t* b, int64_t depth, const int32_t* index,
-                       int64_t count, uint8_t* out) {
-  const int64_t nr = cpu.kernel->nr;
-  const int64_t groups = depth / kGroup;
-  const auto fill = static_cast<uint8_t>(cpu.kernel->b_offset);
-  parallel_for(cpu.threads, ceil_div(count, nr), [&](int64_t panel, int) {
+void gather_panel_rows(const CpuFacts& cpu, const std::vector<PanelRow>& rows, int64_t depth,
+                       uint8_t* out) {
+  constexpr int64_t kGroupsAtOnce = 128;
+  const int64_t nr = cpu.kernel->nr, groups = depth / kGroup;
+  const auto count = static_cast<int64_t>(rows.size());
+  const int64_t parts = ceil_div(groups, kGroupsAtOnce);
+  const std::vector<uint8_t> padding(static_cast<std::size_t>(kGroup),
+                                     static_cast<uint8_t>(cpu.kernel->b_offset));
+  parallel_for(cpu.threads, ceil_div(count, nr) * parts, [&](int64_t task, int) {
+    const int64_t panel = task / parts, begin = task % parts * kGroupsAtOnce;
+    const int64_t end = std::min(groups, begin + kGroupsAtOnce);
     for (int64_t r = 0; r < nr; ++r) {
-      uint8_t* to = out + (panel * groups * nr + r) * kGroup;
       const int64_t t = panel * nr + r;
-      const uint8_t* from = nullptr;
-      if (t < count) from = b + (index[t] / nr * groups * nr + index[t] % nr) * kGroup;
-      for (int64_t g = 0; g < groups; ++g, to += nr * kGroup) {
-        if (from)
-          std::memcpy(to, from + g * nr * kGroup, kGroup);
-        else
-          std::memset(to, fill, kGroup);
-      }
+      const bool none = t >= count;
+      const PanelRow& row = rows[static_cast<std::size_t>(none ? 0 : t)];
+      const uint8_t* from =
+          none ? padding.data() : row.b + (row.index / nr * groups * nr + row.index % nr) * kGroup;
+      const int64_t step = none ? 0 : nr * kGroup;
+      uint8_t* to = out + (panel * groups * nr + r) * kGroup;
+      for (int64_t g = begin; g < end; ++g)
+        std::memcpy(to + g * nr * kGroup, from + g * step, kGroup);
     }
   });
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "int8tile/quantize.hpp"
 #include "kernels/kernel.hpp"
@@ -32,8 +33,14 @@ void pack_transposed(const Kernel& kernel, const Strip& strip, int64_t depth, in
 void gather_outlier_weights(const CpuFacts& cpu, const uint8_t* b, int64_t n, int64_t depth,
                             const int32_t* index, int64_t count, uint8_t* out);
 
-/// B panels with rows index[0..count) of B panels `b`: [ceil(count/nr)][depth/4][nr][4].
-void gather_panel_rows(const CpuFacts& cpu, const uint8_t* b, int64_t depth, const int32_t* index,
-                       int64_t count, uint8_t* out);
+/// Row `index` of the B panels `b`.
+struct PanelRow {
+  const uint8_t* b;
+  int64_t index;
+};
+
+/// B panels of some rows of others, at least one: [ceil(rows/nr)][depth/4][nr][4].
+void gather_panel_rows(const CpuFacts& cpu, const std::vector<PanelRow>& rows, int64_t depth,
+                       uint8_t* out);
 
 }  // namespace int8tile
