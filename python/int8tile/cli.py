@@ -32,7 +32,7 @@ from int8tile.finetune.options import (
     training_option,
     what_option,
 )
-from int8tile.finetune.processes import LostProcessError, is_first, resume_command
+from int8tile.finetune.processes import LostProcessError, is_first, leave, resume_command
 from int8tile.finetune.settings import (
     ARM_NAMES,
     DEFAULT_ARMS,
@@ -59,7 +59,11 @@ saving_option = partial(typer.Option, rich_help_panel="Long runs")
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        leave(end.code)
+        raise
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,6 +6,7 @@ import atexit
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,6 +157,24 @@ def check_gpu(settings: Settings) -> None:
             "int8tile finetune: --fsdp runs on CPU; a GPU was found "
             "(CUDA_VISIBLE_DEVICES= hides it)"
         )
+
+
+def leave(code: str | int | None) -> None:
+    """End a process that was connected to others, when all it had to do is done.
+
+    Gloo's threads outlive their group, and one that frees its last tensor while the interpreter
+    ends aborts the process (seen on a busy machine; torch alone does it too). So the interpreter
+    does not end here: what was registered for the exit runs, and then the process is gone.
+
+    Args:
+        code: That of SystemExit.
+    """
+    if not distributed.is_initialized():
+        return
+    atexit._run_exitfuncs()  # it has no other name
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 @contextmanager
