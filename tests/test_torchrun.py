@@ -289,3 +289,24 @@ def test_processes_share_the_cores():
     assert Processes(64, 0, 64).threads(None) == 1
     assert Processes(2, 0, 2).threads(3) == 3
     assert Processes().threads(None) == torch.get_num_threads()
+
+
+LEAVING = """
+import atexit
+import sys
+from torch import distributed
+from int8tile.finetune.processes import leave
+
+leave(1)  # not connected: goes on
+distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+atexit.register(print, "registered")
+leave(int(sys.argv[1]) if len(sys.argv) > 1 else None)
+print("not reached")
+"""
+
+
+def test_a_connected_process_leaves_with_its_code_after_what_was_registered():
+    for code in (0, 3):
+        done = call(str(code), script=("-c", LEAVING))
+        assert (done.returncode, done.stdout) == (code, "registered\n"), done.stderr
+    assert call(script=("-c", LEAVING)).returncode == 0
