@@ -19,12 +19,14 @@ PAPER = {"granularity": "tensor", "scale": "pow2", "grad_rounding": "stochastic"
 UNNAMED: dict[str, Any] = {
     "threshold": 5.0,
     "outlier_bits": 12,
+    "outlier_capacity": None,
     "granularity": "row",
     "scale": "absmax",
     "grad_rounding": "nearest",
     "forward": True,
     "grad_input": True,
     "grad_weight": True,
+    "min_tokens": 0,
     "outlier_gain": False,
     "grad_split": False,
 }
@@ -85,7 +87,7 @@ def _count_linears(model: nn.Module) -> int:
 
 def int8(**options: Any) -> Arm:  # noqa: ANN401 - a config's fields
     """Make an arm of `Int8TileConfig`; what is `UNNAMED`, or has no effect, is left out."""
-    if options.get("threshold", 5.0) is None:
+    if options.get("threshold", UNNAMED["threshold"]) is None:
         options.pop("outlier_bits", None)
     named = {n: v for n, v in options.items() if n not in UNNAMED or v != UNNAMED[n]}
     return Arm("int8", tuple(sorted(named.items())))
@@ -98,7 +100,7 @@ ARMS = {
     "int8": int8(threshold=None),
     "int8-split": int8(grad_split=True),  # the library's default
     "columns": int8(),
-    "columns, gain": int8(outlier_gain=True),
+    "columns-gain": int8(outlier_gain=True),
     "fp8": Arm("fp8"),
 }
 

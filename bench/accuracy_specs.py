@@ -70,7 +70,7 @@ SPECS = {
         "which of a layer's three products loses",
     ),
     "gain": Spec(
-        chosen("fp32", "int8", "columns", "columns, gain"),
+        chosen("fp32", "int8", "columns", "columns-gain"),
         ("sst2", "mrpc"),
         (60, 1, 20, 200),
         True,

@@ -27,7 +27,7 @@ class Options:
     rounding: str = "nearest"
     seed: int = SEED
     gain: bool = False  # of outlier columns
-    grad_split: bool = False  # outlier tokens of g in two limbs
+    grad_split: bool = True  # outlier tokens of g in two limbs
 
     @property
     def scales(self):
@@ -39,7 +39,7 @@ class Options:
 
     def __str__(self):
         split = f"split{self.bits}" if self.threshold else "nosplit"
-        more = "-gain" * self.gain + "-gradsplit" * self.grad_split
+        more = "-gain" * self.gain + "-nogradsplit" * (not self.grad_split)
         return f"{split}-{self.granularity}-{self.scale}-{self.rounding}{more}"
 
 

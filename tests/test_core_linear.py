@@ -190,7 +190,8 @@ def test_a_tensor_scale_shares_the_rounding_of_g_between_both_gradients(isa):
     """An identity input and weight show q(g) itself, the same in both gradients."""
     eye = np.eye(40, dtype=np.float32)
     g = np.random.default_rng(0).standard_normal((40, 40), np.float32)
-    options = Options(threshold=None, granularity="tensor", scale="pow2", rounding="stochastic")
+    how = {"granularity": "tensor", "scale": "pow2", "rounding": "stochastic"}
+    options = Options(threshold=None, grad_split=False, **how)
     saved = forward(eye, eye, None, options, isa=isa)
     weight, _ = grad_weight(g, saved, 40, options, isa=isa)
     assert_same(weight.T.copy(), grad_input(g, eye, options, isa=isa))

@@ -62,14 +62,20 @@ def test_a_bad_weight_gives_nan_in_that_feature_of_grad_input(isa, value, layer)
 
 @non_finite
 def test_a_bad_gradient_gives_nan_in_that_row_of_grad_weight(isa, value, layer):
+    """It takes the place of an outlier token, which the other rows feel as its rounding."""
     x, w, g = layer
     saved = forward(x, w, isa=isa)
-    grad, bias = grad_weight(with_value(g, 4, 9, value), saved, K, isa=isa)
-    assert np.isnan(grad[9]).all()
-    assert not np.isfinite(bias[9])
-    clean, clean_bias = grad_weight(g, saved, K, isa=isa)
-    assert_same(np.delete(grad, 9, 0), np.delete(clean, 9, 0))
-    assert_same(np.delete(bias, 9), np.delete(clean_bias, 9))
+    for options in (Options(), Options(grad_split=False)):
+        grad, bias = grad_weight(with_value(g, 4, 9, value), saved, K, options, isa=isa)
+        assert np.isnan(grad[9]).all()
+        assert not np.isfinite(bias[9])
+        clean, clean_bias = grad_weight(g, saved, K, options, isa=isa)
+        assert_same(np.delete(bias, 9), np.delete(clean_bias, 9))
+        others, clean = np.delete(grad, 9, 0), np.delete(clean, 9, 0)
+        if options.grad_split:
+            np.testing.assert_allclose(others, clean, atol=0.05 * np.abs(clean).max())
+        else:
+            assert_same(others, clean)
 
 
 @non_finite

@@ -22,9 +22,12 @@ def check_layer(
 ):
     """Forward and both gradients of one layer; returns the counts."""
     split = {"outlier_bits": bits, "outlier_capacity": capacity}
-    expected = expected_linear(
-        x, w, bias, g, rounding=rounding, seed=int(SEED), capacity=capacity, outlier_bits=bits,
-        outlier_gain=gain, **scales,
+    expected, without = (
+        expected_linear(
+            x, w, bias, g, rounding=rounding, seed=int(SEED), capacity=capacity,
+            outlier_bits=bits, outlier_gain=gain, grad_split=on, **scales,
+        )
+        for on in (True, False)
     )  # fmt: skip
     split["outlier_gain"] = gain
     y, *saved = ops.linear_forward(x, w, bias, **split, **scales)
@@ -40,12 +43,12 @@ def check_layer(
     assert (index[found:] == -1).all()
     how = {"rounding": rounding, "seed": SEED, **scales}
     same(ops.linear_grad_input(g, w, **how), expected.grad_input)
-    grad_weight, grad_bias = ops.linear_grad_weight(g, *saved, x.shape[1], **how)
-    same(grad_weight, expected.grad_weight)
-    together = ops.linear_backward(g, w, *saved, **how)
-    apart = (ops.linear_grad_input(g, w, **how), grad_weight, grad_bias)
-    for one, other in zip(together, apart, strict=True):
-        same(one, other)
+    for on, wanted in ((True, expected), (False, without)):
+        grad_weight, grad_bias = ops.linear_grad_weight(g, *saved, x.shape[1], **how, grad_split=on)
+        same(grad_weight, wanted.grad_weight)
+        together = ops.linear_backward(g, w, *saved, **how, grad_split=on)
+        for one, other in zip(together, (wanted.grad_input, grad_weight, grad_bias), strict=True):
+            same(one, other)
     _, *on_cpu = torch.ops.int8tile.linear_forward(x, w, bias, **split, **scales)
     same(grad_bias, torch.ops.int8tile.linear_grad_weight(g, *on_cpu, x.shape[1], **how)[1])
     return count.tolist()

@@ -25,7 +25,7 @@ def check(ops, x, g, rounding="nearest", gain=False, **scales):
     how = {"rounding": rounding, "seed": SEED, **scales}
     _, *saved = ops.linear_forward(x, w, outlier_gain=gain, **scales)
     grad, bias = ops.linear_grad_weight(g, *saved, x.shape[1], **how, grad_split=True)
-    plain, plain_bias = ops.linear_grad_weight(g, *saved, x.shape[1], **how)
+    plain, plain_bias = ops.linear_grad_weight(g, *saved, x.shape[1], **how, grad_split=False)
     _, split = reference.linear_forward(
         array(x), array(w), capacity=capacity_for(x.shape[1]), outlier_gain=gain, **scales
     )

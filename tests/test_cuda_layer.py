@@ -22,7 +22,9 @@ def step(layer, x, g):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, PAPER, {"grad_split": True}], ids=["row", "paper", "grad_split"]
+    "options",
+    [{}, PAPER, PAPER | {"grad_split": False}, {"grad_split": False}],
+    ids=["row", "paper", "paper_off", "off"],
 )
 @pytest.mark.usefixtures("emulated_layers")
 def test_a_layer_trains_as_the_reference_says(options):

@@ -47,6 +47,14 @@ def test_ragged_shapes_match(isa, axis, rng):
         assert_matches_reference(*arrays, options=GAIN, isa=isa, threads=1 + m % 2)
 
 
+@pytest.mark.parametrize("threads", [3, 16])
+def test_more_threads_than_outlier_columns_match(isa, threads, rng):
+    for _ in range(4):  # a thread beyond the memory of its own shows in the next call, if at all
+        x, w, g = layer(rng, 9, 1500, 40, outliers=2)
+        result = assert_matches_reference(x, w, g, options=GAIN, isa=isa, threads=threads)
+        assert result.found == 2
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_operands_of_any_strides_match(isa, layout, dtype, rng):

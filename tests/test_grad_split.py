@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import int8tile
-from cases import Options, activations, normal
+from cases import Options, activations, normal, store
 from core import assert_matches_reference
 from helpers import array, randn
 from int8tile import Int8TileConfig, reference
@@ -83,7 +83,17 @@ def test_blocks_grow_where_sums_would_not_fit(tokens, block):
 @pytest.mark.parametrize("tokens", [1, 2, 3, 5, 95, 97, 99, 195, 20_600, 20_700, 131_100])
 def test_any_number_of_tokens_matches(isa, tokens, rng):
     x, w, g = activations(rng, tokens, 6, 2, 40.0), normal(rng, 5, 6), normal(rng, tokens, 5)
-    assert_matches_reference(x, w, g, options=Options(grad_split=True), isa=isa, threads=2)
+    assert_matches_reference(x, w, g, options=Options(), isa=isa, threads=2)
+
+
+@pytest.mark.parametrize("tokens", [193, 400, 20_700])
+def test_any_number_of_threads_matches(isa, tokens, rng):
+    """In the pass over the columns with few threads; before it with more, and with large blocks."""
+    x, w, g = activations(rng, tokens, 6, 2, 40.0), normal(rng, 5, 6), normal(rng, tokens, 5)
+    for threads in (1, 2, 3, 16):
+        for dtype in ("float32", "bfloat16"):
+            arrays = (store(each, dtype) for each in (x, w, g))
+            assert_matches_reference(*arrays, options=Options(), isa=isa, threads=threads)
 
 
 @pytest.mark.parametrize("tokens", [20_600, 36_000, 131_000])
@@ -93,7 +103,7 @@ def test_extreme_values_do_not_overflow(isa, tokens):
     x[:, 1] = 2.0 * 16383 / 127  # an outlier column, in two limbs
     g = np.ones((tokens, 2), np.float32)
     g[reference.outlier_tokens(g)] = 16383 / 127
-    assert_matches_reference(x, w, g, options=Options(grad_split=True), isa=isa, threads=2)
+    assert_matches_reference(x, w, g, options=Options(), isa=isa, threads=2)
 
 
 def test_the_layer_traces_and_shares_inputs():

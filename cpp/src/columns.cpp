@@ -53,12 +53,16 @@ ColumnPass::ColumnPass(const ColumnStats& stats, const CpuFacts& cpu, int64_t ro
 
 ColumnPass::~ColumnPass() = default;
 
-void ColumnPass::begin(const MatrixView& x, int64_t first, int share, float* buffer) const {
+int64_t rows_at_a_time(const ColumnStats& stats) {
+  return stats.tokens && !stats.tokens->chosen ? kTokenBlock : kColumnBlock;
+}
+
+void ColumnPass::begin(const MatrixView& x, int64_t first, int64_t rows, int share,
+                       float* buffer) const {
   if (!stats_.tokens) return;
   const Arrays& at = scratch_->memory.at;
   OutlierTokens& tokens = *stats_.tokens;
-  const int64_t rows = std::min(kTokenBlock, x.rows - first);
-  if (tokens.block == kTokenBlock) {
+  if (!tokens.chosen) {
     uint32_t absmax[kTokenBlock];
     folded_absmax(x, tokens, *cpu_.kernel, first, rows, buffer, absmax);
     tokens.choose(first, absmax);
@@ -101,14 +105,15 @@ void ColumnPass::finish() const {
 
 void column_stats(const MatrixView& x, const ColumnStats& stats, const CpuFacts& cpu) {
   const ColumnPass pass(stats, cpu, x.rows, x.cols);
-  const int64_t block_rows = stats.tokens ? kTokenBlock : kColumnBlock;
+  const int64_t block_rows = rows_at_a_time(stats);
   const int64_t blocks = ceil_div(x.rows, block_rows);
   const Workspace<RowBuffers> buffers(share_count(cpu.threads, blocks), x.cols);
   parallel_pass(cpu.threads, blocks, /*backwards=*/false, [&](int64_t block, int thread) {
     float* buffer = buffers.at.row + thread * kRowsAtOnce * buffers.at.stride;
     const int64_t end = std::min(x.rows, (block + 1) * block_rows);
-    pass.begin(x, block * block_rows, thread, buffer);
-    for (int64_t i = block * block_rows; i < end; i += kRowsAtOnce) {
+    const int64_t first = block * block_rows;
+    pass.begin(x, first, end - first, thread, buffer);
+    for (int64_t i = first; i < end; i += kRowsAtOnce) {
       const float* rows[kRowsAtOnce];
       const auto count = static_cast<int>(std::min<int64_t>(kRowsAtOnce, end - i));
       for (int r = 0; r < count; ++r)

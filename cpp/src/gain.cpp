@@ -107,7 +107,7 @@ void gain_weight(const ColumnValues& columns, const MatrixView& weight, const fl
     inv[static_cast<std::size_t>(i)] = scale[i] > 0.0f ? 1.0f / scale[i] : 0.0f;
   const Workspace<ColumnScratch> scratch(share_count(cpu.threads, columns.count), n);
   const ColumnScratch& at = scratch.at;
-  parallel_for(cpu.threads, columns.count, [&](int64_t t, int thread) {
+  parallel_pass(cpu.threads, columns.count, /*backwards=*/false, [&](int64_t t, int thread) {
     if (exponent[t] == 0) return;
     int8_t* q = at.q + thread * at.stride;
     const auto gain = static_cast<float>(1 << exponent[t]);

@@ -178,7 +178,9 @@ class GradWeight {
     if (args.split_tokens && token_block(plan_.k) > 0) {
       tokens_.emplace(plan_.k, fold_of(args));
       token_absmax_.resize(absmax_.size());
-      if (tokens_->block > kTokenBlock) choose_tokens(args.grad_output, *tokens_, cpu);
+      // Not in the pass over the columns where larger blocks leave threads without work.
+      if (tokens_->block > kTokenBlock || plan_.k < 2 * cpu.threads * kTokenBlock)
+        choose_tokens(args.grad_output, *tokens_, cpu);
     }
     scratch_.emplace(plan_, args.outliers, slots());
   }

@@ -203,7 +203,7 @@ struct RowPass {
     int8_t* low = scratch.low + thread * scratch.high_bytes;
     float* buffer = scratch.row + thread * scratch.row_stride;
     float* gathered = scratch.gathered + thread * scratch.high_stride;
-    if (columns) columns->begin(x, first, thread, buffer);
+    if (columns) columns->begin(x, first, rows, thread, buffer);
     for (int64_t r = 0; r < rows; ++r) {
       const float* row = load_row(kernel, x, first + r, buffer);
       if (columns) columns->add(first + r, &row, 1, thread);
@@ -241,8 +241,8 @@ int64_t rows_per_strip(int64_t rows, const CpuFacts& cpu, const QuantizeTargets&
                        const OutlierTargets* outliers, const ColumnStats* columns) {
   const bool limbs_transposed = outliers && outliers->b_high_transposed;
   if (targets.b) return kRowsPerStripB;
-  if (columns && columns->tokens) return kTokenBlock;
-  if (targets.b_transposed || columns || limbs_transposed) return kRowsPerStripA;
+  if (columns) return rows_at_a_time(*columns);
+  if (targets.b_transposed || limbs_transposed) return kRowsPerStripA;
   return std::clamp<int64_t>(round_up(ceil_div(rows, 2 * cpu.threads), kTileRows), kTileRows,
                              kRowsPerStripA);
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "int8tile/columns.hpp"
 #include "int8tile/parallel.hpp"
 #include "int8tile/plan.hpp"
 #include "rows.hpp"
@@ -12,7 +13,6 @@ namespace int8tile {
 
 OutlierTokens::OutlierTokens(int64_t m, const float* row_fold)
     : block(token_block(m)), fold(row_fold) {
-  if (block == 0) return;
   index.assign(static_cast<std::size_t>(round_up(token_slots(m), kDepthAlign)), 0);
   slot.assign(static_cast<std::size_t>(m), -1);
   regular_fold.assign(static_cast<std::size_t>(m), 1.0f);
@@ -45,15 +45,16 @@ void folded_absmax(const MatrixView& g, const OutlierTokens& tokens, const Kerne
 
 void choose_tokens(const MatrixView& g, OutlierTokens& tokens, const CpuFacts& cpu) {
   std::vector<uint32_t> absmax(static_cast<std::size_t>(g.rows));
-  const int64_t parts = ceil_div(g.rows, kTokenBlock);  // some of a block
+  const int64_t parts = ceil_div(g.rows, kColumnBlock);
   std::vector<float> buffers(static_cast<std::size_t>(share_count(cpu.threads, parts) * g.cols));
-  parallel_for(cpu.threads, parts, [&](int64_t part, int thread) {
-    const int64_t first = part * kTokenBlock;
-    folded_absmax(g, tokens, *cpu.kernel, first, std::min(kTokenBlock, g.rows - first),
+  parallel_pass(cpu.threads, parts, /*backwards=*/false, [&](int64_t part, int thread) {
+    const int64_t first = part * kColumnBlock;
+    folded_absmax(g, tokens, *cpu.kernel, first, std::min(kColumnBlock, g.rows - first),
                   buffers.data() + thread * g.cols, absmax.data() + first);
   });
   for (int64_t first = 0; first < g.rows; first += tokens.block)
     tokens.choose(first, absmax.data() + first);
+  tokens.chosen = true;
 }
 
 }  // namespace int8tile

@@ -12,14 +12,15 @@ namespace int8tile {
 /// The outlier tokens of g[m, n]: in each block the rows with the largest absmax of
 /// g[i,:] * fold[i]; of equal ones the first. A block's are written by whoever chooses them alone.
 struct OutlierTokens {
-  /// None is chosen yet. fold // [m]; null: ones
+  /// Of as many rows as have any; none is chosen yet. fold // [m]; null: ones
   OutlierTokens(int64_t m, const float* fold);
 
   /// absmax // bits of the block's rows from `first` on times their fold; is overwritten
   void choose(int64_t first, uint32_t* absmax);
   float fold_of(int64_t token) const { return fold ? fold[token] : 1.0f; }
 
-  int64_t block;  // rows of one; 0: there are no outlier tokens
+  int64_t block;        // rows of one
+  bool chosen = false;  // all of them, before the pass that reads the columns
   const float* fold;
   std::vector<int32_t> index;       // [whole turns of K]; any token again where there is none
   std::vector<int32_t> slot;        // [m] of each token in index, -1: regular

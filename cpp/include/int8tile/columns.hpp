@@ -16,11 +16,14 @@ struct ColumnStats {
   bool finite_only = false;     // inf and NaN are skipped; else they give bits >= 0x7f800000
   uint32_t* absmax = nullptr;   // [cols] bits of max_i |x[i,j] * fold[i]|
   float* sum = nullptr;         // [cols] float32; null: not wanted
-  /// Where it is given, outlier tokens are chosen in the same pass, unless they were before because
-  /// their blocks are larger than kTokenBlock; `fold` is their regular_fold.
+  /// Where they are given, outlier tokens are chosen in the same pass, if they were not before;
+  /// `fold` is their regular_fold.
   OutlierTokens* tokens = nullptr;
   uint32_t* token_absmax = nullptr;  // [cols] bits, of them alone
 };
+
+/// Rows that a pass with these statistics hands to a thread at a time.
+int64_t rows_at_a_time(const ColumnStats& stats);
 
 /// Rows of a block are added by one thread and in order, and blocks in order at the end: a float32
 /// sum is the same for any number of threads.
@@ -35,14 +38,14 @@ class ColumnPass {
   ColumnPass(const ColumnPass&) = delete;
   ColumnPass& operator=(const ColumnPass&) = delete;
 
-  /// Before the first row of kTokenBlock rows, or those that are left, where there are tokens: by
-  /// the thread that adds them. buffer // [cols]
-  void begin(const MatrixView& x, int64_t first, int share, float* buffer) const;
+  /// Before the first of some rows, by the thread that adds them: whole blocks of tokens where
+  /// these are not chosen yet, or the rows that are left. buffer // [cols]
+  void begin(const MatrixView& x, int64_t first, int64_t rows, int share, float* buffer) const;
   /// rows // [count][cols], the rows of x from row i on, at most kRowsAtOnce. Blocks may come in
   /// any order, the rows of a block in theirs. `share` < min(threads, blocks) is the caller's
   /// alone.
   void add(int64_t i, const float* const* rows, int count, int share) const;
-  /// Writes stats.absmax and stats.sum, after all rows.
+  /// Writes all results to stats, after all rows.
   void finish() const;
 
  private:

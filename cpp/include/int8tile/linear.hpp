@@ -109,8 +109,8 @@ struct GradWeightArgs {
   const int32_t* index = nullptr;      // outlier columns, ascending
   const int32_t* gain = nullptr;       // e [outliers]: x was divided by 2^e there; null: zeros
   int64_t outliers = 0;
-  int64_t in_features = 0;    // k
-  bool split_tokens = false;  // the largest rows of g are summed in two limbs
+  int64_t in_features = 0;   // k
+  bool split_tokens = true;  // the largest rows of g are summed in two limbs
   QuantizeSpec spec;
   OutputView out;              // grad_w [n, k]
   float* grad_bias = nullptr;  // [n] float32 sums of g; null: not wanted

@@ -8,11 +8,11 @@
 
 namespace int8tile {
 
-/// Runs body(task, thread) for every task in [0, tasks) on at most `threads` threads. The body must
-/// not throw: no exception can leave a parallel region.
+/// Runs body(task, thread) for every task in [0, tasks), with thread < threads, whatever the number
+/// of tasks. The body must not throw: no exception can leave a parallel region.
 void parallel_for(int threads, int64_t tasks, const std::function<void(int64_t, int)>& body);
 
-/// How many threads get a share of `tasks`; at least 1.
+/// How many threads get a share of `tasks` in parallel_pass; at least 1.
 constexpr int share_count(int threads, int64_t tasks) {
   return tasks < 1 ? 1 : tasks < threads ? static_cast<int>(tasks) : threads;
 }

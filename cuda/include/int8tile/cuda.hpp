@@ -133,7 +133,7 @@ struct GradWeightArgs {
   Quantization how;
   OutputView out;              // grad_w [n, k]
   float* grad_bias = nullptr;  // [n] sums of g; null: not wanted
-  bool grad_split = false;     // outlier tokens of g in two limbs
+  bool grad_split = true;      // outlier tokens of g in two limbs
 };
 
 /// grad_w = g.T @ x and grad_bias = sum of g over tokens, in the same order as on the CPU.

@@ -159,7 +159,7 @@ def check_gpu(settings: Settings) -> None:
         )
 
 
-def leave(code: str | int | None) -> None:
+def leave(code: int | str | None) -> None:
     """End a process that was connected to others, when all it had to do is done.
 
     Gloo's threads outlive their group, and one that frees its last tensor while the interpreter
@@ -171,6 +171,8 @@ def leave(code: str | int | None) -> None:
     """
     if not distributed.is_initialized():
         return
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
     atexit._run_exitfuncs()  # it has no other name
     sys.stdout.flush()
     sys.stderr.flush()
