@@ -23,7 +23,10 @@ TASK_NAMES = {
     **{"sst2": "SST-2", "mrpc": "MRPC", "rte": "RTE", "qnli": "QNLI", "squad": "SQuAD, F1"},
     "docstrings": "docstrings",
 }
-ARM_COLORS = {**COLORS, "fp8": "#7F7F7F"}
+ARM_COLORS = {
+    **COLORS,
+    **{"fp8": "#7F7F7F", "columns": COLORS["int8-split"], "columns-gain": COLORS["int8-gain"]},
+}
 STYLES = {"fp32": ":", "paper-int8": "--", "int8": "--"}  # without a split: not a whole line
 
 
