@@ -16,7 +16,7 @@ import torch
 import typer
 
 from checks import check_exact, check_peer
-from peers import GAIN, INT8TILE, OURS, Peer, Problem, builders, int8tile_config, names
+from peers import COLUMNS, GAIN, INT8TILE, OURS, Peer, Problem, builders, int8tile_config, names
 from report import choices, environment, json_path, parsed, print_head, progress, write_json
 from shapes import Layer, parse_layers, parse_numbers
 from tables import linear_tables
@@ -98,7 +98,7 @@ def measure(
             "k": case.layer.k,
             "tokens": case.tokens,
             "outliers": case.outliers,
-            "outliers_split": split if name in (INT8TILE, GAIN) else 0,
+            "outliers_split": split if name in (INT8TILE, GAIN, COLUMNS) else 0,
             "weight": case.weight,
             "pass": case.passes,
             "threads": case.threads,

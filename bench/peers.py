@@ -20,8 +20,8 @@ from int_mm import FrozenWeight, Functions, int_mm_linear
 REGULAR_LIMIT = 4.0  # below int8tile's and bitsandbytes' thresholds, 5 and 6
 OUTLIER_LEVEL = 20.0
 BITSANDBYTES_THRESHOLD = 6.0
-INT8TILE, GAIN = "int8-split", "int8-gain"
-OURS = ("fp32", "int8", INT8TILE, GAIN)  # must run and be right; the others may drop out
+INT8TILE, GAIN, COLUMNS = "int8-split", "int8-gain", "int8-columns"
+OURS = ("fp32", "int8", INT8TILE, GAIN, COLUMNS)  # must run and be right; the others may drop out
 Layer = Callable[[Tensor], Tensor]
 
 
@@ -104,11 +104,11 @@ def _copy(problem: Problem, dtype: torch.dtype = torch.float32) -> nn.Linear:
     return copy.deepcopy(problem.linear).to(dtype).requires_grad_(not problem.frozen)
 
 
-def int8tile_config(problem: Problem, gain: bool = False) -> Int8TileConfig:
-    """Configure int8tile with room for the problem's outlier columns."""
+def int8tile_config(problem: Problem, **options: bool) -> Int8TileConfig:
+    """Configure int8tile with room for the problem's outlier columns; `options` are its fields."""
     default = _core.default_capacity(problem.x.shape[1])
     capacity = problem.outliers if problem.outliers > default else None
-    return Int8TileConfig(outlier_capacity=capacity, outlier_gain=gain)
+    return Int8TileConfig(outlier_capacity=capacity, **options)
 
 
 def _int8tile(problem: Problem, config: Int8TileConfig) -> Peer:
@@ -187,11 +187,13 @@ def builders(frozen: bool, backward: bool, compiled: bool) -> dict[str, Callable
         "bf16": lambda p: _of_module(_copy(p, bf16), p, "aten::addmm", bf16),
         "int8": lambda p: _int8tile(p, Int8TileConfig(threshold=None, grad_split=False)),
         INT8TILE: lambda p: _int8tile(p, int8tile_config(p)),
-        GAIN: lambda p: _int8tile(p, int8tile_config(p, gain=True)),
+        GAIN: lambda p: _int8tile(p, int8tile_config(p, outlier_gain=True)),
         "int_mm": lambda p: _int_mm(p, Functions()),
     }
     if compiled:
         found["int_mm compiled"] = lambda p: _int_mm(p, Functions.compiled())
+    if backward and not frozen:
+        found[COLUMNS] = lambda p: _int8tile(p, int8tile_config(p, grad_split=False))
     if not frozen:
         found["torchao training"] = _torchao_training
         if compiled:

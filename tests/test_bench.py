@@ -80,9 +80,10 @@ def test_linear_smoke(linear):
         if candidate.startswith("int8"):
             saves = result["pass"] == "both" and result["weight"] == "each"
             assert result["ran"] == f"int8tile::linear_forward{'' if saves else '_only'}"
-        assert result["outliers_split"] == (4 if candidate in ("int8-split", "int8-gain") else 0)
+        split = ("int8-split", "int8-gain", "int8-columns")
+        assert result["outliers_split"] == (4 if candidate in split else 0)
     names = {r["candidate"] for r in content["results"]}
-    assert names >= {"fp32", "bf16", "int8", "int8-split", "int8-gain", "int_mm"}
+    assert names >= {"fp32", "bf16", "int8", *split, "int_mm"}
     assert "int8-split" in table
 
 

@@ -169,7 +169,7 @@ def leave(code: int | str | None) -> None:
     Args:
         code: That of SystemExit.
     """
-    if not distributed.is_initialized():
+    if not (distributed.is_available() and distributed.is_initialized()):
         return
     if isinstance(code, str):
         print(code, file=sys.stderr)
