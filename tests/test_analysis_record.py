@@ -192,15 +192,18 @@ def test_only_every_so_many_th_call_is_quantized():
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_a_checkpointed_layer_is_seen_once(reentrant):
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_checkpointed_layer_is_seen_once(reentrant, every):
     model, x = layer(), planted().requires_grad_()
-    with analysis.record(model) as recording:
-        checkpoint(model, x, use_reentrant=reentrant).square().mean().backward()
+    with analysis.record(model, every=every) as recording:
+        for _ in range(4):
+            checkpoint(model, x, use_reentrant=reentrant).square().mean().backward()
     found = only(recording)
-    assert (found.calls, found.measured_calls, found.measured_gradients) == (1, 1, 1)
+    measured = 4 // every
+    assert (found.calls, found.measured_calls, found.measured_gradients) == (4, measured, measured)
     with analysis.record(model) as plain:
         model(x).square().mean().backward()
-    assert found.cosine == only(plain).cosine
+    assert found.cosine == pytest.approx(only(plain).cosine)
 
 
 def test_inputs_by_keyword_of_any_rank_and_of_no_rows():
@@ -251,6 +254,22 @@ def test_layers_that_are_not_measured_are_named():
     assert list(report.layers) == ["used"]
     assert report.unseen == ["idle"]
     assert report.skipped == {"wide": "its weight is torch.float64"}
+
+
+class Router(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        return y, y.argmax(-1)
+
+
+def test_what_convert_would_leave_alone_is_not_watched():
+    model = nn.ModuleDict({"router": Router(K, 4), "layer": layer()})
+    with analysis.record(model) as recording:
+        model["layer"](planted()).sum().backward()
+        model["router"](planted())
+    report = recording.report()
+    assert list(report.layers) == ["layer"]
+    assert report.skipped == int8tile.convert_(model).skipped
 
 
 # What is wrong is refused.

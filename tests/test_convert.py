@@ -186,6 +186,34 @@ def test_linear_like_modules_are_named(module, skipped):
     assert report.converted == ["plain"]
 
 
+def test_a_layer_whose_forward_was_replaced_is_named():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].forward = model[0].forward
+    report = int8tile.convert_(model)
+    assert report.converted == ["1"]
+    assert report.skipped["0"].startswith("its forward was replaced, as by accelerate's")
+
+
+def test_the_fast_path_of_torch_is_noted():
+    """What the note says holds: float without gradients, int8 with the switch."""
+    torch.manual_seed(0)
+    plain = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).eval()
+    x = torch.randn(2, 8, 64)
+    with torch.no_grad():
+        exact = plain(x)
+        report = int8tile.convert_(plain)
+        assert report.converted == ["linear1", "linear2"]
+        assert "set_fastpath_enabled(False)" in "".join(report.notes)
+        assert torch.equal(plain(x), exact)
+        enabled = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            assert not torch.allclose(plain(x), exact, atol=1e-4)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(enabled)
+    assert not any("fastpath" in note for note in int8tile.convert_(nn.Linear(4, 4)).notes)
+
+
 def test_parametrized_and_lazy_layers_are_named():
     model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)))
     report = int8tile.convert_(model)

@@ -47,6 +47,16 @@ def test_reverting_restores_classes_objects_and_outputs(model, ids):
     assert int8tile.revert_(model) == []
 
 
+def test_reverting_is_all_or_nothing(model):
+    int8tile.convert_(model)
+    last = model.get_submodule(TINY_LAYERS[-1])
+    last.forward = last.forward
+    with pytest.raises(TypeError, match="must have its own forward"):
+        int8tile.revert_(model)
+    del last.forward
+    assert int8tile.revert_(model) == TINY_LAYERS
+
+
 def test_converting_again_changes_only_the_config(model, ids):
     int8tile.convert_(model)
     once = model(ids)

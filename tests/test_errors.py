@@ -175,6 +175,8 @@ def test_a_seed_must_be_on_the_device(op, device):
         (ValueError, {"min_tokens": -1}, "min_tokens must be >= 0; got -1"),
         (TypeError, {"min_tokens": 1.5}, "min_tokens must be an int; got 1.5"),
         (TypeError, {"min_tokens": None}, "min_tokens must be an int; got None"),
+        (TypeError, {"forward": "false"}, "forward must be a bool; got 'false'"),
+        (TypeError, {"grad_weight": None}, "grad_weight must be a bool; got None"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
@@ -199,11 +201,27 @@ def test_a_layer_refuses_a_config_of_another_type():
     refuses(TypeError, message, Int8Linear, 4, 3, config={"threshold": 5.0})
 
 
+WRONG_CLASS = {
+    "Bilinear": "must be an nn.Linear; got Bilinear",
+    "LazyLinear": "cannot be converted: LazyLinear is a subclass of nn.Linear",
+}
+
+
 @pytest.mark.parametrize("module", [torch.nn.Bilinear(2, 2, 2), torch.nn.LazyLinear(3)])
 def test_from_linear_refuses_another_class(module):
     name = type(module).__name__
-    message = f"int8tile.nn.Int8Linear.from_linear: module must be an nn.Linear; got {name}"
+    message = f"int8tile.nn.Int8Linear.from_linear: module {WRONG_CLASS[name]}"
     refuses(TypeError, message, Int8Linear.from_linear, module)
+
+
+def test_layers_whose_forward_was_replaced_are_refused():
+    plain, converted = torch.nn.Linear(2, 2), Int8Linear(2, 2)
+    plain.forward, converted.forward = plain.forward, converted.forward
+    who, turn = "int8tile.nn.Int8Linear", Int8Linear.from_linear
+    message = f"{who}.from_linear: module cannot be converted: its forward was replaced"
+    refuses(TypeError, message, turn, plain)
+    message = f"{who}.to_linear: module must have its own forward"
+    refuses(TypeError, message, converted.to_linear)
 
 
 @pytest.mark.parametrize(

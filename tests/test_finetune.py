@@ -272,6 +272,23 @@ def test_output_is_all_or_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_output_stays_as_it_was_where_a_move_fails(tmp_path, monkeypatch):
+    for name in ("a", "c"):
+        (tmp_path / name).write_text("before")
+    move = Path.rename
+
+    def rename(path, target):
+        if path.parent.name == "new" and path.name == "c":
+            raise OSError
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError), output.staging(tmp_path) as new:  # noqa: PT011, PT012
+        for name in "abc":
+            (new / name).write_text("after")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a": "before", "c": "before"}
+
+
 def test_output_replaces_its_own_files_only(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old.bin").touch()
@@ -293,7 +310,9 @@ def test_unwritable_output_is_refused(tmp_path):
 
 def test_numbers_that_json_lacks_become_null():
     arm = ArmResult(0.5, {"accuracy": 0.5}, math.nan, 1.0, math.inf, 7, [], [])
-    content = RunResult({"fp32": arm}, "accuracy", "examples", {}, {}).to_json()
+    arguments = {"pairs": [(1, math.nan)]}
+    content = RunResult({"fp32": arm}, "accuracy", "examples", {}, arguments).to_json()
+    assert content["arguments"] == {"pairs": [[1, None]]}
     assert content["arms"]["fp32"]["loss"] is None
     assert content["arms"]["fp32"]["examples_per_second"] is None
     assert content["arms"]["fp32"]["saved_bytes"] == 7

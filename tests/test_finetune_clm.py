@@ -213,6 +213,12 @@ def test_outlier_columns_are_counted():
     assert found.to_json()["layers"]["0"]["found"] == 9
 
 
+def test_counting_needs_no_model_on_cpu():
+    model = torch.nn.Sequential(torch.nn.Linear(96, 4), torch.nn.Linear(4, 96)).to("meta")
+    convert_(model)
+    assert outliers.count(model, []).layers == {}
+
+
 @pytest.mark.parametrize("config", [None, Int8TileConfig(threshold=None)])
 def test_models_that_split_nothing_have_no_count(config):
     model = torch.nn.Sequential(torch.nn.Linear(8, 8))

@@ -47,6 +47,19 @@ def test_tables_are_read(tmp_path, suffix):
     assert [number for number, _ in table.rows] == lines[suffix]
 
 
+@pytest.mark.parametrize("suffix", FILES)
+def test_only_newlines_end_a_line(tmp_path, suffix):
+    texts = [f"good{mark}film" for mark in "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"]
+    rows = {
+        "tsv": ["text\tlabel", *(f"{text}\tx" for text in texts)],
+        "csv": ["text,label", *(f"{text},x" for text in texts)],
+        "jsonl": [json.dumps({"text": t, "label": "x"}, ensure_ascii=False) for t in texts],
+    }
+    write(tmp_path, **{f"t_{suffix}": "\n".join(rows[suffix])})
+    table = read_table(tmp_path / f"t.{suffix}")
+    assert [row for _, row in table.rows] == [{"text": text, "label": "x"} for text in texts]
+
+
 def test_csv_fields_may_hold_commas_and_lines(tmp_path):
     write(tmp_path, t_csv='\ufeffa,b\n"x, y\nz",1\nshort\n')
     table = read_table(tmp_path / "t.csv")

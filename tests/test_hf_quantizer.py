@@ -174,3 +174,19 @@ def test_placed_and_cast_while_loading(folder):
     )
     assert model(IDS).logits.dtype == torch.bfloat16
     assert configs(model)
+
+
+def test_spread_over_devices_it_stays_int8(folder, tmp_path):
+    places = {"bert.embeddings": "cpu", "bert.encoder": "disk", "bert.pooler": "cpu"}
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        quantization_config=Int8TileHfConfig(),
+        device_map=places | {"classifier": "cpu"},
+        offload_folder=tmp_path / "offloaded",
+    )
+    assert "forward" in vars(model.bert.encoder.layer[0].output.dense)  # accelerate's
+    whole = load(folder, Int8TileHfConfig())
+    assert list(configs(model)) == list(configs(whole))
+    with torch.no_grad():
+        same(model(IDS).logits, whole(IDS).logits)
+        assert not torch.equal(model(IDS).logits, load(folder)(IDS).logits)

@@ -163,10 +163,15 @@ def test_a_launcher_that_passes_a_signal_on_is_no_second_interrupt(monkeypatch):
 
 def test_the_command_to_go_on_is_that_of_the_launcher(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     argv = ["/usr/bin/int8tile", "finetune", "--output", "a b", "--resume"]
     assert resume_command(argv) == "int8tile finetune --output 'a b' --resume"
     argv[0] = "/usr/lib/int8tile/__main__.py"
     assert resume_command(argv) == "python -m int8tile finetune --output 'a b' --resume"
     monkeypatch.setenv("WORLD_SIZE", "2")
-    command = "torchrun --nproc-per-node 2 -m int8tile finetune --output 'a b' --resume"
-    assert resume_command(argv) == command
+    command = "torchrun {}--nproc-per-node 2 -m int8tile finetune --output 'a b' --resume"
+    assert resume_command(argv) == command.format("")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert resume_command(argv) == command.format("")
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    assert resume_command(argv) == command.format("--nnodes 3 ")

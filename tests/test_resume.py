@@ -250,6 +250,11 @@ def test_a_new_run_leaves_the_checkpoints_of_another_alone(cut, again):
     with pytest.raises(UsageError, match="holds the checkpoints of an earlier run: --resume goes"):
         run(again(resume=False))
     assert names(cut) == ["checkpoint-3", "checkpoint-6", "checkpoint-7"]
+    partial = Checkpoints(again(resume=False), 17).partial  # of a run that is under way
+    partial.mkdir()
+    with pytest.raises(UsageError, match="holds the checkpoints of an earlier run"):
+        run(again(resume=False))
+    assert partial.exists()
     shutil.rmtree(cut.parent)
     Checkpoints(again(resume=False), 17).check_new()
 

@@ -3,6 +3,8 @@
 import copy
 import gc
 import pickle
+import threading
+import weakref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import int8tile
 from int8tile import Int8TileConfig, _core
 from int8tile.ops import checks
+from int8tile.ops.shared import SharedInput
 
 
 class Attention(nn.Module):
@@ -137,6 +140,25 @@ def test_inference_mode_and_empty_batches_work(models, with_outliers):
         x = with_outliers(3, 96)
         assert torch.equal(models[0](x), models[1](x))
     assert models[1](with_outliers(0, 96)).shape == (0, 96)
+
+
+def test_a_thread_in_between_changes_nothing(monkeypatch):
+    mine, other = torch.randn(4, 96), torch.randn(5, 96)
+    group, ref, how = SharedInput(3), weakref.ref, ((5.0, 12, None), "row", "absmax", False)
+    others = []
+
+    def interrupted(*args):
+        monkeypatch.setattr(weakref, "ref", ref)
+        thread = threading.Thread(target=lambda: others.append(group.quantize(other, *how)))
+        thread.start()
+        thread.join()
+        return ref(*args)
+
+    monkeypatch.setattr(weakref, "ref", interrupted)
+    found = group.quantize(mine, *how)
+    for results, x in ((found, mine), (others[0], other)):
+        for got, expected in zip(results, SharedInput(3).quantize(x, *how), strict=True):
+            assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="needs the demo extra")
 
 from int8tile.finetune import Settings, UsageError, run
 from int8tile.finetune.interruption import InterruptedRun
-from int8tile.finetune.processes import Processes, together
+from int8tile.finetune.processes import Processes, launched, together
 from int8tile.finetune.sharding import EvalBatches, TrainBatches
 from runs import (
     SIGNALED,
@@ -289,6 +289,15 @@ def test_processes_share_the_cores():
     assert Processes(64, 0, 64).threads(None) == 1
     assert Processes(2, 0, 2).threads(3) == 3
     assert Processes().threads(None) == torch.get_num_threads()
+
+
+def test_launchers_that_name_no_share_have_one_machine(monkeypatch):
+    for name, value in (("WORLD_SIZE", "4"), ("RANK", "3")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert launched() == Processes(4, 3, 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert launched() == Processes(4, 3, 2)
 
 
 LEAVING = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from numbers import Integral, Real
@@ -121,7 +121,7 @@ class Int8TileConfig:
             raise ValueError(
                 f"{who}: outlier_capacity must be None or >= 0; got {self.outlier_capacity}"
             )
-        for name in ("outlier_gain", "grad_split"):
+        for name in ("forward", "grad_input", "grad_weight", "outlier_gain", "grad_split"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{who}: {name} must be a bool; got {getattr(self, name)!r}")
         if not isinstance(self.min_tokens, Integral):
@@ -144,6 +144,12 @@ class Int8TileConfig:
             "grad_split": False,
         }
         return cls(**{**preset, **overrides})
+
+    def code(self) -> str:
+        """The Python that makes this config, such as "Int8TileConfig(threshold=6.0)"."""
+        given = [f for f in fields(self) if getattr(self, f.name) != f.default]
+        options = [f"{f.name}={getattr(self, f.name)!r}" for f in given]
+        return f"Int8TileConfig({', '.join(options)})"
 
     @property
     def any_int8(self) -> bool:

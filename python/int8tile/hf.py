@@ -22,6 +22,7 @@ from int8tile.nn.convert import (
     check_min_features,
     check_sharing,
     convert_,
+    notes_on,
 )
 
 METHOD = "int8tile"
@@ -82,7 +83,10 @@ class Int8TileHfConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class Int8TileHfQuantizer(HfQuantizer):
-    """Converts the model that `from_pretrained` has loaded, whose parameters stay float.
+    """Converts the model that `from_pretrained` loads, whose parameters stay float.
+
+    Raises, from `from_pretrained`:
+        ValueError: the model has no layer that could be converted.
 
     Nothing of it stays on the model: to transformers it is a float model, which can be trained,
     cast, compiled, merged and saved like any other, and its checkpoints load without int8tile.
@@ -99,24 +103,25 @@ class Int8TileHfQuantizer(HfQuantizer):
         """Yes: parameters are those of the float model."""
         return True
 
-    def postprocess_model(self, model: nn.Module, **kwargs: object) -> nn.Module:
-        """Convert the loaded model, and take the marks of a quantised model off it.
-
-        Raises:
-            ValueError: the model has no layer that could be converted.
-        """
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: object) -> None:
+        # Not after loading: a model spread over devices has the forwards of its layers replaced.
         options = self.quantization_config
-        self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
-        report = convert_(
+        self._report = convert_(
             model,
             options.config,
             skip=options.skip,
             share_inputs=options.share_inputs,
             min_features=options.min_features,
         )
-        if not report.converted:
+        if not self._report.converted:
             raise ValueError(
-                f"int8tile.hf: no layer of {type(model).__name__} could be converted; {report}"
+                f"int8tile.hf: no layer of {type(model).__name__} could be converted; "
+                f"{self._report}"
             )
-        logger.info(str(report))
+
+    def postprocess_model(self, model: nn.Module, **kwargs: object) -> nn.Module:
+        """Take the marks of a quantised model off a loaded one."""
+        self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
+        self._report.notes = notes_on(model, self._report.converted)  # where its layers are now
+        logger.info(str(self._report))
         return model

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from int8tile import _core
@@ -42,7 +42,8 @@ class Recommendation:
 
     def code(self) -> str:
         """The Python that converts `model` so."""
-        entries = [f"    {json.dumps(name)}: {_call(c)}," for name, c in self.config.items()]
+        calls = {name: c and f"int8tile.{c.code()}" for name, c in self.config.items()}
+        entries = [f"    {json.dumps(name)}: {call}," for name, call in calls.items()]
         return "\n".join(["int8tile.convert_(model, {", *entries, "})"])
 
     def grouped(self) -> list[tuple[str, str]]:
@@ -61,18 +62,6 @@ class Recommendation:
 
     def __str__(self) -> str:
         return "\n".join(f"{names}: {why}" for names, why in self.grouped())
-
-
-def _call(config: Int8TileConfig | None) -> str:
-    if config is None:
-        return "None"
-    default = Int8TileConfig()
-    given = [
-        f"{f.name}={getattr(config, f.name)!r}"
-        for f in fields(config)
-        if getattr(config, f.name) != getattr(default, f.name)
-    ]
-    return f"int8tile.Int8TileConfig({', '.join(given)})"
 
 
 def recommend(

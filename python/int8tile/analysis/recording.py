@@ -15,7 +15,7 @@ from int8tile.analysis.layer import LayerStatistics
 from int8tile.analysis.options import BITS, THRESHOLDS, Options
 from int8tile.analysis.results import Report, summarize
 from int8tile.config import Int8TileConfig
-from int8tile.ops.checks import DTYPE_CODES
+from int8tile.nn.linear import not_convertible
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -23,9 +23,7 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _why_not(module: nn.Linear) -> str | None:
-    if module.weight.dtype not in DTYPE_CODES:
-        return f"its weight is {module.weight.dtype}"
-    return "it has no features" if module.weight.numel() == 0 else None
+    return not_convertible(module) or ("it has no features" * (module.weight.numel() == 0) or None)
 
 
 @contextmanager
@@ -48,6 +46,7 @@ class Recording:
         self.skipped: dict[str, str] = {}
         self._modules: dict[str, nn.Linear] = {}
         self._backward_calls: dict[str, int] = {}
+        self._with_gradient: set[str] = set()  # layers whose calls outside of backward have one
         self._open = True
         self._every = options.every
         for name, module in model.named_modules():
@@ -83,10 +82,15 @@ class Recording:
             if x.numel() == 0:
                 return
             # Inside of backward this is the recomputation of a checkpoint, which was seen before.
-            if torch._C._current_graph_task_id() == -1:
+            recomputed = torch._C._current_graph_task_id() != -1
+            if not recomputed:
                 with _aside(x.device):
                     self.layers[name].see(_rows(x), module.weight.detach())
-            if output.requires_grad:
+                if output.requires_grad:
+                    self._with_gradient.add(name)
+            # The gradient is that of the first output, or of the recomputed one if the first had
+            # none (reentrant checkpoints).
+            if output.requires_grad and not (recomputed and name in self._with_gradient):
                 self._watch_gradient(name, module, x, output)
 
         return hook

@@ -75,12 +75,13 @@ class Checkpoints:
 
     def check_new(self) -> dict[str, ArmResult | Checkpoint]:
         """Raise a UsageError where a new run would mix its checkpoints with those of another."""
-        self.discard()
-        if self.root.exists():
+        # Looked at before anything is removed: another run may still be writing there.
+        if self.root.exists() and any(each.name != PARTIAL for each in self.root.iterdir()):
             raise UsageError(
                 f"int8tile finetune: {self.root} holds the checkpoints of an earlier run: "
                 f"--resume goes on with it; to begin anew remove it or choose another --output"
             )
+        self.discard()
         return {}
 
     def find(self) -> dict[str, ArmResult | Checkpoint]:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from int8tile.finetune.lora import plain_name
 from int8tile.nn import Int8Linear
+from int8tile.ops.checks import resolve_capacity
 
 BATCHES = 4  # looked at, spread over the training data
 
@@ -78,8 +79,7 @@ def count(model: PreTrainedModel, batches: Sequence[Mapping[str, Any]]) -> Outli
     hooks = []
     for name, module in model.named_modules():
         if isinstance(module, Int8Linear) and module.config.threshold and module.config.forward:
-            layer = LayerOutliers(_look(module, torch.zeros(0, module.in_features))[0])
-            layers[name] = layer
+            layer = layers[name] = LayerOutliers(_capacity(module))
             hooks.append(module.register_forward_pre_hook(_counter(layer)))
     if not layers:
         return None
@@ -112,7 +112,7 @@ def spread(rows: Sequence[Any], batch_size: int) -> list[Sequence[Any]]:
 def _counter(layer: LayerOutliers) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
     def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         assert isinstance(module, Int8Linear)
-        _, found, overflow = _look(module, args[0])
+        found, overflow = _look(module, args[0])
         layer.calls += 1
         layer.found += found
         layer.overflow += overflow
@@ -120,14 +120,18 @@ def _counter(layer: LayerOutliers) -> Callable[[nn.Module, tuple[torch.Tensor, .
     return hook
 
 
-def _look(module: Int8Linear, x: torch.Tensor) -> tuple[int, int, int]:
-    """Give the capacity, the columns above the threshold, and those beyond the capacity."""
+def _capacity(module: Int8Linear) -> int:
+    return resolve_capacity("int8tile::linear", module.in_features, *module.config.split)
+
+
+def _look(module: Int8Linear, x: torch.Tensor) -> tuple[int, int]:
+    """Give the columns above the threshold, and those beyond the capacity."""
     config = module.config
     granularity, scale, _ = config.scales
     rows = x.reshape(-1, module.in_features)
     nothing = module.weight[:0]  # the input is quantised, and nothing multiplied
-    *_, index, counts = torch.ops.int8tile.linear_forward(
+    *_, counts = torch.ops.int8tile.linear_forward(
         rows, nothing, None, *config.split, granularity, scale
     )
     kept, overflow = counts.tolist()
-    return len(index), kept + overflow, overflow
+    return kept + overflow, overflow

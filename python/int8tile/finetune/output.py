@@ -55,12 +55,26 @@ def staging(output: Path) -> Iterator[Path]:
             new.mkdir()
             old.mkdir()
             yield new
-            for entry in sorted(new.iterdir()):
-                if (output / entry.name).exists():
-                    (output / entry.name).rename(old / entry.name)
-                entry.rename(output / entry.name)
+            _replace(new, output, old)
     except BaseException:
         _remove(made)
+        raise
+
+
+def _replace(new: Path, output: Path, old: Path) -> None:
+    """Move what is in `new` to `output`, and what was there to `old`; all of it or nothing."""
+    names = sorted(entry.name for entry in new.iterdir())
+    try:
+        for name in names:
+            if (output / name).exists():
+                (output / name).rename(old / name)
+            (new / name).rename(output / name)
+    except BaseException:
+        for name in names:
+            if not (new / name).exists():
+                (output / name).rename(new / name)
+            if (old / name).exists():
+                (old / name).rename(output / name)
         raise
 
 

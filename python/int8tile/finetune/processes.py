@@ -127,9 +127,15 @@ class Processes:
         return max(1, len(os.sched_getaffinity(0)) // self.local_count)
 
 
+def launched() -> Processes:
+    """Give the processes that the environment names, on one machine unless it says otherwise."""
+    count, index = (int(os.environ.get(n, d)) for n, d in (("WORLD_SIZE", 1), ("RANK", 0)))
+    return Processes(count, index, int(os.environ.get("LOCAL_WORLD_SIZE", count)))
+
+
 def is_first() -> bool:
     """Tell whether this process is the first one, before or after they have found each other."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return launched().first
 
 
 def resume_command(argv: Sequence[str]) -> str:
@@ -138,10 +144,12 @@ def resume_command(argv: Sequence[str]) -> str:
     Args:
         argv: That of this process.
     """
-    count = os.environ.get("WORLD_SIZE", "1")
+    processes = launched()
+    count, here = processes.count, processes.local_count
     command = [] if Path(argv[0]).name == "int8tile" else ["python", "-m"]
-    if count != "1":
-        command = ["torchrun", "--nproc-per-node", count, "-m"]
+    if count > 1:
+        nodes = [] if here == count else ["--nnodes", str(count // here)]
+        command = ["torchrun", *nodes, "--nproc-per-node", str(here), "-m"]
     return shlex.join([*command, "int8tile", *(a for a in argv[1:] if a != "--resume"), "--resume"])
 
 
@@ -193,17 +201,15 @@ def together(settings: Settings) -> Iterator[Processes]:
         UsageError: The batch cannot be shared evenly, or the model is to be sharded.
         LostProcessError: Another process ended, or did not answer within `timeout` seconds.
     """
-    names = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE")
-    count, index, local_count = (
-        int(os.environ.get(n, d)) for n, d in zip(names, "101", strict=True)
-    )
+    processes = launched()
+    count = processes.count
     if count == 1:
         if settings.fsdp:
             raise UsageError(
                 "int8tile finetune: --fsdp needs several processes, as of torchrun "
                 "--nproc-per-node 2 -m int8tile finetune ...; got one"
             )
-        yield Processes()
+        yield processes
         return
     for name in SHARDED:
         if os.environ.get(name, "false").lower() == "true":
@@ -216,7 +222,6 @@ def together(settings: Settings) -> Iterator[Processes]:
             f"int8tile finetune: --batch-size must be a multiple of the {count} processes, which "
             f"share it; got {settings.batch_size}"
         )
-    processes = Processes(count, index, local_count or count)
     # Accelerate would choose, and warn of it, where it is unset.
     os.environ.setdefault("OMP_NUM_THREADS", str(processes.threads(settings.threads)))
     backend = "cpu:gloo,cuda:nccl" if on_cuda() else "gloo"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from int8tile.analysis.results import finite
 
 if TYPE_CHECKING:
     from int8tile.finetune.conversion import Conversion
@@ -78,11 +79,4 @@ class RunResult:
         """
         arms = {arm: result.to_json() for arm, result in self.arms.items()}
         content = {"arms": arms, "environment": self.environment, "arguments": self.arguments}
-        return {name: _finite(part) for name, part in content.items()}
-
-
-def _finite(value: object) -> object:
-    """Replace every number that JSON cannot hold by None."""
-    if isinstance(value, Mapping):
-        return {name: _finite(each) for name, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return {name: finite(part) for name, part in content.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def _read_tsv(text: str) -> Iterator[tuple[int, Fields]]:
 
 
 def _read_csv(text: str) -> Iterator[tuple[int, Fields]]:
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     return _named((reader.line_num, fields) for fields in reader if fields)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from int8tile import _core, gpus
 from int8tile.config import ConfigMapping, Int8TileConfig, config_for, matches
-from int8tile.nn.linear import Int8Linear
+from int8tile.nn.linear import Int8Linear, not_convertible
 from int8tile.ops.shared import SharedInput
 
 DEFAULT_SKIP = ("lm_head", "*lora_*")
@@ -73,10 +73,8 @@ def _why_not(
     if not isinstance(module, nn.Linear):
         names = ", ".join(_matrix_parameters(module))
         return f"{type(module).__name__} is no nn.Linear (holds {names})"
-    if type(module) not in (nn.Linear, Int8Linear):
-        return f"{type(module).__name__} is a subclass of nn.Linear"
-    if module.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"its weight is {module.weight.dtype}"
+    if reason := not_convertible(module):
+        return reason
     pattern = next((p for p in skip if matches(name, p)), None)
     if pattern is not None:
         return f"its name matches skip pattern {pattern!r}"
@@ -110,7 +108,8 @@ def convert_(
         skip: name patterns that are left alone.
         share_inputs: quantise the input of q, k and v projections (and of gate and up projections)
             once for all of them, which is faster and saves it once for backward. Results are the
-            same bit for bit. Known by their names: see SHARED_INPUTS.
+            same bit for bit. Known by their names: see SHARED_INPUTS. Without effect under
+            torch.compile.
         min_features: a layer with fewer input or output features is left alone, because float is
             faster for small layers. 0: none.
 
@@ -128,7 +127,7 @@ def convert_(
     check_config("int8tile.convert_", config)
     check_min_features("int8tile.convert_", min_features)
     check_sharing("int8tile.convert_", config, share_inputs)
-    slow = _core.kernel_verdict()
+    _core.kernel_verdict()  # raises for an instruction set that cannot be had
     skip = (skip,) if isinstance(skip, str) else tuple(skip)
     report = ConversionReport()
     for name, module in list(model.named_modules()):
@@ -149,9 +148,22 @@ def convert_(
         report.converted.append(name)
     for name, module in model.named_modules():
         report.shared += _share_inputs(module, name, share_inputs)
-    layers = [model.get_submodule(name) for name in report.converted]
-    report.notes += sorted({why for each in layers if (why := _why_slow(each, slow))})
+    report.notes += notes_on(model, report.converted)
     return report
+
+
+def notes_on(model: nn.Module, converted: Iterable[str]) -> list[str]:
+    """What to know of the layers of `model` that were converted, by their names."""
+    slow = _core.kernel_verdict()
+    layers = [model.get_submodule(name) for name in converted]
+    notes = sorted({why for each in layers if (why := _why_slow(each, slow))})
+    encoders = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
+    if any(isinstance(child, Int8Linear) for each in encoders for child in each.children()):
+        notes.append(
+            "nn.TransformerEncoderLayer runs in float where it is evaluated without gradients, by "
+            "torch's fast path; torch.backends.mha.set_fastpath_enabled(False) keeps it int8"
+        )
+    return notes
 
 
 def _why_slow(layer: nn.Module, on_cpu: str) -> str:
@@ -213,10 +225,14 @@ def revert_(model: nn.Module) -> list[str]:
 
     Returns:
         The names of the modules that were turned back.
+
+    Raises:
+        TypeError: a layer's class is a subclass, such as the one that `fully_shard` makes, or its
+            forward was replaced; none is turned back then.
     """
-    names = []
-    for name, module in list(model.named_modules()):
-        if isinstance(module, Int8Linear):
-            module.to_linear()
-            names.append(name)
-    return names
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Int8Linear)}
+    for layer in layers.values():
+        layer.check_revertible()
+    for layer in layers.values():
+        layer.to_linear()
+    return list(layers)

@@ -12,6 +12,7 @@ from torch import nn
 from int8tile.config import Int8TileConfig
 from int8tile.nn.frozen import FrozenWeightCache
 from int8tile.ops.autograd import linear
+from int8tile.ops.checks import DTYPE_CODES
 from int8tile.ops.shared import SharedInput
 
 
@@ -23,13 +24,24 @@ def _checked(config: Int8TileConfig | None) -> Int8TileConfig:
     return config or Int8TileConfig()
 
 
+def not_convertible(module: nn.Linear) -> str | None:
+    """Why `module` can be no Int8Linear; None where it can."""
+    if type(module) not in (nn.Linear, Int8Linear):
+        return f"{type(module).__name__} is a subclass of nn.Linear"
+    if "forward" in vars(module):
+        return "its forward was replaced, as by accelerate's dispatch_model: convert before that"
+    if module.weight.dtype not in DTYPE_CODES:
+        return f"its weight is {module.weight.dtype}"
+    return None
+
+
 class Int8Linear(nn.Linear):
     """y = x @ w.T + bias in int8, forward and backward, on the parameters of an nn.Linear.
 
     Parameters, state_dict keys and dtypes are those of nn.Linear. The weight is quantised in every
     forward while it requires grad; a frozen weight is kept packed (a quarter of float32 for
-    forward, and as much again for backward). A call with fewer tokens than `config.min_tokens` is
-    that of nn.Linear, in float.
+    forward, and as much again for backward), but under torch.compile it is quantised in every
+    call. A call with fewer tokens than `config.min_tokens` is that of nn.Linear, in float.
 
     Args:
         in_features: k.
@@ -59,17 +71,18 @@ class Int8Linear(nn.Linear):
         """Turn `module` itself into an Int8Linear: same object, parameters and hooks.
 
         Args:
-            module: an nn.Linear, not one of its subclasses.
+            module: an nn.Linear, not one of its subclasses, with its own forward and a weight of
+                float32, bfloat16 or float16.
             config: how to quantise; None for the defaults.
 
         Raises:
-            TypeError: the module is of another class.
+            TypeError: the module is another one.
         """
-        if type(module) not in (nn.Linear, cls):
-            raise TypeError(
-                f"int8tile.nn.Int8Linear.from_linear: module must be an nn.Linear; "
-                f"got {type(module).__name__}"
-            )
+        who = "int8tile.nn.Int8Linear.from_linear"
+        if not isinstance(module, nn.Linear):
+            raise TypeError(f"{who}: module must be an nn.Linear; got {type(module).__name__}")
+        if reason := not_convertible(module):
+            raise TypeError(f"{who}: module cannot be converted: {reason}")
         config = _checked(config)
         module.__class__ = cls
         assert isinstance(module, cls)
@@ -81,18 +94,29 @@ class Int8Linear(nn.Linear):
         """Turn this module itself back into an nn.Linear.
 
         Raises:
-            TypeError: the module's class is a subclass, such as the one that `fully_shard` makes.
+            TypeError: the module's class is a subclass, such as the one that `fully_shard` makes,
+                or its forward was replaced.
         """
-        if type(self) is not Int8Linear:
-            raise TypeError(
-                "int8tile.nn.Int8Linear.to_linear: module must be an Int8Linear, not a subclass "
-                f"(revert before fully_shard); got {type(self).__name__}"
-            )
+        self.check_revertible()
         for name in ("_cache", "_shared", "config"):
             self.__dict__.pop(name, None)
         module: nn.Linear = self
         module.__class__ = nn.Linear
         return module
+
+    def check_revertible(self) -> None:
+        """Raise TypeError where `to_linear` would."""
+        who = "int8tile.nn.Int8Linear.to_linear"
+        if type(self) is not Int8Linear:
+            raise TypeError(
+                f"{who}: module must be an Int8Linear, not a subclass "
+                f"(revert before fully_shard); got {type(self).__name__}"
+            )
+        if "forward" in vars(self):
+            raise TypeError(
+                f"{who}: module must have its own forward; it was replaced, as by accelerate's "
+                "dispatch_model (accelerate.hooks.remove_hook_from_submodules undoes that)"
+            )
 
     def share_input(self, group: SharedInput | None) -> None:
         """Look for the input, quantised, in `group`, which other layers hold too; None: alone."""
@@ -143,8 +167,8 @@ class Int8Linear(nn.Linear):
         super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
-        """The layer's sizes and what differs from the default config."""
-        return f"{super().extra_repr()}, config={self.config}"
+        """The layer's sizes and what of its config is not the default."""
+        return f"{super().extra_repr()}, config={self.config.code()}"
 
     def train(self, mode: bool = True) -> Int8Linear:
         """Set the mode; a change also drops the packed copy of a frozen weight."""

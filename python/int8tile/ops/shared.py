@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 
 import torch
 
@@ -10,6 +11,14 @@ from int8tile.config import Split
 from int8tile.ops.checks import MAX_GEMM_DEPTH
 
 Quantized = tuple[torch.Tensor, ...]  # the results of int8tile::quantize_input
+
+
+@dataclass
+class _Held:
+    input: weakref.ref[torch.Tensor]
+    key: tuple[object, ...]  # of how it was quantised
+    quantized: Quantized
+    reads: int = 0
 
 
 class SharedInput:
@@ -24,13 +33,13 @@ class SharedInput:
 
     def __init__(self, readers: int) -> None:
         self.readers = readers
-        self._clear()
+        # Only ever replaced as a whole: threads may run the layers at the same time.
+        self._held: _Held | None = None
 
-    def _clear(self, _dead: object = None) -> None:
-        self._input: weakref.ref[torch.Tensor] | None = None
-        self._key: tuple[object, ...] = ()
-        self._quantized: Quantized | None = None
-        self._reads = 0
+    def _forget(self, dead: weakref.ref[torch.Tensor]) -> None:
+        held = self._held
+        if held is not None and held.input is dead:
+            self._held = None
 
     def __getstate__(self) -> dict[str, int]:
         return {"readers": self.readers}
@@ -45,16 +54,15 @@ class SharedInput:
         if input.is_inference() or input.shape[-1] > MAX_GEMM_DEPTH or input.shape[-1] == 0:
             return None
         key = (input._version, split, granularity, scale, save)
-        known = self._input is not None and self._input() is input and self._key == key
-        if not known:
+        held = self._held
+        if held is None or held.input() is not input or held.key != key:
             rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
             with torch.no_grad():
-                self._quantized = torch.ops.int8tile.quantize_input(
+                quantized = torch.ops.int8tile.quantize_input(
                     rows, *split, granularity, scale, save
                 )
-            self._input, self._key, self._reads = weakref.ref(input, self._clear), key, 0
-        quantized = self._quantized
-        self._reads += 1
-        if self._reads >= self.readers:
-            self._clear()
-        return quantized
+            held = self._held = _Held(weakref.ref(input, self._forget), key, quantized)
+        held.reads += 1
+        if held.reads >= self.readers and self._held is held:
+            self._held = None
+        return held.quantized
