@@ -1,6 +1,10 @@
 """Accelerate prepares, accumulates, saves and resumes a converted model unchanged."""
 
 import pytest
+
+pytest.importorskip("transformers", reason="needs the demo extra")
+pytest.importorskip("accelerate", reason="needs the demo extra")
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed

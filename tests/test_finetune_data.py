@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("transformers", reason="needs the demo extra")
+
 from checkpoints import real_data
 from int8tile.finetune import UsageError, docstrings, glue, metrics
 from int8tile.finetune.examples import Example, limited
@@ -235,7 +237,9 @@ def test_unreachable_hub_asks_for_data(monkeypatch):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(UsageError, match=r"cannot load nyu-mll/glue \(rte\).*DIR \(ConnectionError: no net"):
+    with pytest.raises(
+        UsageError, match=r"cannot load nyu-mll/glue \(rte\).*DIR \(ConnectionError: no net"
+    ):
         glue.load_hub("rte")
 
 

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+
+pytest.importorskip("transformers", reason="needs the demo extra")
+
 import torch
 from transformers import (
     AutoModelForSequenceClassification,

@@ -1,7 +1,10 @@
 """The dependency rule, read from includes and imports, and the first line of each source file."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -192,3 +195,23 @@ def test_every_file_says_what_it_holds(path):
         first = lines.replace(mark, "")
     assert len(first.split()) >= 3
     assert re.search(r"[.:]$", first.strip())
+
+
+def test_tests_are_found_without_the_extra_demo(tmp_path):
+    """As on a machine with a GPU and no network; -m cuda runs those that need no more."""
+    names = ("transformers", "accelerate", "peft", "datasets", "matplotlib", "safetensors")
+    hidden = f"import sys\nsys.modules.update(dict.fromkeys({names}))\n"
+    (tmp_path / "sitecustomize.py").write_text(hidden)
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "cuda"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "-p", "no:cacheprovider", str(ROOT / "tests")],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "tests/test_ops.py" in done.stdout
+    assert "needs the demo extra" in done.stdout

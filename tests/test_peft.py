@@ -1,6 +1,12 @@
 """LoRA of PEFT on a converted model: the base layers run in int8, the adapters in float."""
 
 import pytest
+
+pytest.importorskip("peft", reason="needs the demo extra")
+pytest.importorskip("transformers", reason="needs the demo extra")
+pytest.importorskip("accelerate", reason="needs the demo extra")
+
+import peft
 import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
@@ -11,8 +17,6 @@ from int8tile import Int8TileConfig
 from int8tile.hf import Int8TileHfConfig
 from int8tile.nn import Int8Linear
 from tasks import bert, examples, logits, logits_without_int8tile, sentences
-
-peft = pytest.importorskip("peft", reason="needs the demo extra")
 
 # PEFT reads an attribute that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")

@@ -4,6 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("transformers", reason="needs the demo extra")
+pytest.importorskip("accelerate", reason="needs the demo extra")
+
 import torch
 
 from runs import TORCHRUN, call

@@ -1,6 +1,10 @@
 """The Trainer of transformers takes a converted model unchanged."""
 
 import pytest
+
+pytest.importorskip("transformers", reason="needs the demo extra")
+pytest.importorskip("accelerate", reason="needs the demo extra")
+
 import torch
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 

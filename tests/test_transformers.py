@@ -1,6 +1,9 @@
 """Models of transformers, built from tiny configs: converted, trained, saved and generating."""
 
 import pytest
+
+pytest.importorskip("transformers", reason="needs the demo extra")
+
 import torch
 from torch import nn
 from transformers import (

@@ -154,6 +154,11 @@ __global__ __cluster_dims__(L::kCluster, 1, 1)
 
 template <class L, class Out>
 void sm90_launch(const GemmArgs& args, int multiprocessors, const Stream& stream) {
+  const auto kernel = &sm90_kernel<Out, L>;
+  constexpr int kBytes = sizeof(typename L::Shared);
+  // Before the tensor maps, which need the context that this makes where a thread has none.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
+        "shared memory of the GEMM");
   const auto maps = [](const int8_t* data, int64_t rows, int64_t depth, int64_t stride, int box) {
     return tensor_map(data, rows, depth, stride, box, L::kDepth);
   };
@@ -173,10 +178,6 @@ void sm90_launch(const GemmArgs& args, int multiprocessors, const Stream& stream
   device_args.live_columns = args.live_columns;
   device_args.out = output_tile<Out>(args);
 
-  const auto kernel = &sm90_kernel<Out, L>;
-  constexpr int kBytes = sizeof(typename L::Shared);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes),
-        "shared memory of the GEMM");
   const int units = TileGrid::make<L>(device_args.m, device_args.n).units();
   const int clusters = std::min(units, std::max(1, multiprocessors * L::kBlocks / L::kCluster));
   launch(stream, kernel, dim3(static_cast<unsigned>(clusters * L::kCluster)), dim3(L::kThreads),

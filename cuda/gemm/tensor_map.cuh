@@ -12,12 +12,16 @@ using TensorMapEncoder = decltype(&cuTensorMapEncodeTiled);
 
 /// The driver's function, found through the runtime so that nothing links against the driver.
 inline TensorMapEncoder tensor_map_encoder() {
-  constexpr unsigned kSince = 12000;
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found{};
-  check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, kSince,
+#if CUDART_VERSION >= 12050
+  check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
                                          cudaEnableDefault, &found),
         "tensor map");
+#else
+  check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found),
+        "tensor map");
+#endif
   if (found != cudaDriverEntryPointSuccess)
     throw std::runtime_error("int8tile: CUDA: tensor map: the driver is older than CUDA 12.0");
   return reinterpret_cast<TensorMapEncoder>(function);
