@@ -27,6 +27,7 @@ from int8tile.finetune.processes import Processes
 from int8tile.finetune.session import Session
 from int8tile.finetune.tasks import Task, prepare
 from int8tile.finetune.train import train_arm
+from report import system
 
 DECIMALS = 5  # of a curve's values
 
@@ -84,7 +85,7 @@ def perform(run: Run, source: Source, work: Path) -> dict[str, Any]:
         "metric": task.metric_names[0],
         "total_seconds": time.perf_counter() - started,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": environment.describe(),
+        "environment": environment.describe() | {"system": system()},
     }
     write(run.file(source, work), content)
     return content

@@ -2,7 +2,7 @@
 
     python bench/bench_accuracy.py tasks --data path/to/data    # hours; finished runs are kept
     python bench/bench_accuracy.py tasks --quick                # minutes, without data
-    python bench/bench_accuracy.py tasks --data path/to/data --show
+    python bench/bench_accuracy.py tasks --show                 # what is finished
 
 Start reading at `main`; the tables are in accuracy_specs.py.
 """
@@ -25,7 +25,7 @@ import accuracy_pool
 import accuracy_smoke
 import accuracy_summary
 import accuracy_tables
-from accuracy_runs import DOCSTRINGS, RECIPES, Source, finite
+from accuracy_runs import DOCSTRINGS, RECIPES, Source, finite, kept
 from accuracy_specs import SPECS, Cell, Plan, Spec
 from int8tile.finetune import UsageError
 from report import as_json, choices, console, environment, parsed, print_head
@@ -100,7 +100,11 @@ def main(
         bool, typer.Option("--smoke", help="Seconds: a tiny model on made-up text.")
     ] = False,
     show: Annotated[
-        bool, typer.Option("--show", help="Make no run: show those that are finished.")
+        bool,
+        typer.Option(
+            "--show",
+            help="Make no run: show those that are finished; without --data those of any data.",
+        ),
     ] = False,
 ) -> None:
     """Fine-tune a real model in several number formats and compare them with float32.
@@ -120,7 +124,7 @@ def main(
     output = output or (RESULTS if whole else None)
     work = work or (SCRATCH if smoke or quick else WORK)
     spec = _narrowed(SPECS[table], tasks, stress, arms)
-    source = Source(data, model)
+    source = kept(work, model) if show and data is None else Source(data, model)
     plan = Plan(spec, seeds, steps)
     if quick:
         few = spec if tasks else replace(spec, tasks=spec.tasks[:2] if data else (DOCSTRINGS,))
@@ -217,8 +221,8 @@ def _report(
         console().print(text, highlight=False)
         return
     output.mkdir(parents=True, exist_ok=True)
-    kept = [accuracy_tables.compact(table, found, row) for row in found]
-    content = as_json(f"accuracy {table}", arguments, facts, kept, {})
+    results = [accuracy_tables.compact(table, found, row) for row in found]
+    content = as_json(f"accuracy {table}", arguments, facts, results, {})
     content["missing"] = len(cells) - len(found)
     content["summary"] = accuracy_summary.summary(found)
     file = output / f"accuracy_{table}.json"

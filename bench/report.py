@@ -39,13 +39,18 @@ def environment(threads: Sequence[int]) -> dict[str, Any]:
         "l1_bytes": l1,
         "l2_bytes": l2,
         "load": os.getloadavg()[0],  # above 0 at the start: something else was running
-        "system": f"{platform.system()} {platform.machine()}",
+        "system": system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "int8tile": int8tile.__version__,
         **{name: _version(name) for name in PACKAGES},
         "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
     }
+
+
+def system() -> str:
+    """Name the operating system, without the build of its kernel."""
+    return f"{platform.system()} {platform.machine()}"
 
 
 def _version(package: str) -> str | None:

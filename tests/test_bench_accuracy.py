@@ -212,6 +212,17 @@ def test_a_changed_setting_is_another_run(data, tmp_path):
     assert make_run().file(source, tmp_path) != file
 
 
+def test_kept_runs_are_found_without_their_data(data, tmp_path):
+    from accuracy_runs import Source, kept, write
+
+    source, run = Source(data), make_run()
+    write(run.file(source, tmp_path), {"identity": run.identity(source)})
+    other = make_run(task="rte")
+    assert run.file(kept(tmp_path, None), tmp_path).exists()
+    assert other.file(kept(tmp_path, None), tmp_path) == other.file(Source(), tmp_path)
+    assert not run.file(kept(tmp_path, "other/model"), tmp_path).exists()
+
+
 def test_arms_that_compute_the_same_are_one():
     from accuracy_arms import ARMS, PAPER, int8, scale_grid, threshold_grid
 
