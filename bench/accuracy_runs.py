@@ -9,7 +9,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,12 +71,12 @@ class Source:
     Args:
         data: Folder with the tasks' folders, in it or in glue/; None: the Hugging Face hub.
         model: As for `int8tile finetune`.
-        digests: Those of tasks whose data is not here, as kept runs have them.
+        digests: (task, digest) of data that is not here, as kept runs have them.
     """
 
     data: Path | None = None
     model: str | None = None
-    digests: Mapping[str, str] = field(default_factory=dict)
+    digests: tuple[tuple[str, str], ...] = ()
 
     def folder(self, task: str) -> Path | None:
         """Give what `int8tile finetune` takes as the data of a task."""
@@ -89,8 +89,8 @@ class Source:
         """Give a digest of the task's files."""
         if task == DOCSTRINGS:
             return f"Python {platform.python_version()}"
-        if task in self.digests:
-            return self.digests[task]
+        if (known := dict(self.digests).get(task)) is not None:
+            return known
         folder = self.folder(task)
         return HUB if folder is None else _digest_files(folder, task)
 
@@ -102,8 +102,8 @@ def kept(work: Path, model: str | None) -> Source:
         identity = json.loads(file.read_text(encoding="utf-8"))["identity"]
         if identity["model"] == model:
             counts.setdefault(identity["task"], Counter())[identity["data"]] += 1
-    digests = {task: found.most_common(1)[0][0] for task, found in counts.items()}
-    return Source(None, model, digests)
+    digests = [(task, found.most_common(1)[0][0]) for task, found in counts.items()]
+    return Source(None, model, tuple(digests))
 
 
 @cache
