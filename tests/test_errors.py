@@ -147,6 +147,16 @@ def test_every_operand_must_be_on_one_device(device):
                     op(*args, **{**options, name: value.to(other)})
 
 
+def test_a_quantised_input_must_fit_one_slice(device):
+    """What quantize_input refuses, whatever block comes with it."""
+    k = 131088
+    block = torch.zeros(k, dtype=torch.uint8, device=device)
+    scale, index, count = (torch.zeros(n, device=device) for n in (1, 0, 2))
+    operands = (block, scale, index.int(), count.int(), torch.zeros(1, k, device=device))
+    message = f"int8tile::linear_multiply: weight must have at most 131072 features; got {k}"
+    refuses(ValueError, message, ops.linear_multiply, *operands)
+
+
 @pytest.mark.parametrize("op", ["linear_grad_input", "linear_grad_weight"])
 def test_a_seed_must_be_on_the_device(op, device):
     g, w = z(2, 3).to(device), z(3, 4).to(device)

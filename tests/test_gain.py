@@ -1,5 +1,7 @@
 """Gains of outlier columns: powers of two that move from x to w where w has room for them."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -208,6 +210,20 @@ def test_layers_without_rows_or_with_one_match(isa, shape, granularity):
     options = replace(GAIN, granularity=granularity)
     result = assert_matches_reference(x, w, g, np.ones(n, np.float32), options, isa=isa)
     assert (result.gain == 1).all()
+
+
+def test_a_packed_weight_without_columns_writes_nothing_beside_its_scratch():
+    """In a process of its own, whose heap nothing has filled with larger blocks."""
+    code = """
+import torch
+import int8tile
+ops, w = torch.ops.int8tile, torch.zeros(4096, 0)
+panels, scale = ops.pack_weight(w)
+options = {"packed_weight": panels, "weight_scale": scale, "weight_absmax": torch.zeros(4096)}
+y = ops.linear_forward_only(torch.zeros(1, 0), w, outlier_gain=True, **options)
+assert y.shape == (1, 4096) and not y.any()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def snr(actual, exact):

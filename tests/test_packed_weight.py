@@ -166,6 +166,21 @@ def test_a_replaced_frozen_weight_is_seen(replace, x, layer_of, device):
     assert_not_stale(layer, x)
 
 
+@pytest.mark.parametrize(
+    "view",
+    [lambda w: w.t(), lambda w: w[: N // 2], lambda w: w.view(torch.int32).view(torch.float32)],
+    ids=["turned", "cut", "same"],
+)
+def test_another_view_of_the_same_memory_is_seen(view, device):
+    torch.manual_seed(0)
+    layer = Int8Linear(N, N, bias=False).to(device).requires_grad_(False)
+    x = activations(9, N, device=device)
+    layer(x)
+    layer.weight.data = view(layer.weight.data)
+    g = torch.zeros(9, len(layer.weight))
+    same(layer(x), expected_linear(x, layer.weight, None, g).output)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 def test_a_cast_drops_the_packed_copy(dtype, x, layer_of):
     layer = layer_of(frozen=True)

@@ -153,6 +153,7 @@ def test_beyond_one_slice_the_first_one_shrinks_for_the_panels():
         ({"m": -1}, "m, n and k must not be negative; got -1, 16, 48"),
         ({"n": -1}, "m, n and k must not be negative; got 8, -1, 48"),
         ({"k": -1}, "m, n and k must not be negative; got 8, 16, -1"),
+        ({"k": 2**30 + 1}, f"m, n and k must be at most {2**30}; got 8, 16, {2**30 + 1}"),
         ({"bits": 7}, "outlier_bits must be 8..15; got 7"),
         ({"bits": 16}, "outlier_bits must be 8..15; got 16"),
         ({"capacity": 49}, r"outlier_capacity must be 0..48 \(the input features\); got 49"),
@@ -242,7 +243,7 @@ def test_a_kernel_with_a_dot_product_has_no_verdict_of_its_own(dot_product):
         ((32, 256, 256), f"{FLOAT_WINS}: the call's own overhead outweighs so small a product"),
         ((1, 768, 768), f"{FLOAT_WINS}: the call's own overhead outweighs so small a product"),
         ((0, 4096, 4096), f"{FLOAT_WINS}: the call's own overhead outweighs so small a product"),
-        ((2**40, 2**12, 2**12), INT8_WINS),
+        ((2**30, 2**12, 2**12), INT8_WINS),
     ],
     ids=str,
 )

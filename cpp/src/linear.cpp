@@ -193,7 +193,8 @@ struct GainScratch {
   GainScratch(Arena& arena, const ForwardArgs& args, const CpuFacts& cpu)
       : panels(arena.take<uint8_t>(packed_bytes(*cpu.kernel, args.weight.rows, args.weight.cols))),
         scale(arena.take<float>(args.packed.panels ? 0 : args.weight.rows)),
-        weight_absmax(arena.take<uint32_t>(args.packed.absmax ? 0 : args.weight.rows)),
+        weight_absmax(
+            arena.take<uint32_t>(args.packed.panels && args.packed.absmax ? 0 : args.weight.rows)),
         column_absmax(arena.take<uint32_t>(args.split.capacity)),
         exponent(arena.take<int32_t>(args.split.capacity)),
         inv_gain(arena.take<float>(args.split.capacity)) {}

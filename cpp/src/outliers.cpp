@@ -7,12 +7,15 @@
 
 #include "int8tile/check.hpp"
 #include "int8tile/columns.hpp"
+#include "int8tile/plan.hpp"
 
 namespace int8tile {
 OutlierCounts detect_outliers(const MatrixView& x, const SplitSpec& split, const CpuFacts& cpu,
                               int32_t* index, uint32_t* mask, uint32_t* largest) {
   require(split.capacity >= 0, "int8tile::detect_outliers: capacity must not be negative; got ",
           split.capacity);
+  require(x.cols <= kMaxSize, "int8tile::detect_outliers: columns must be at most ", kMaxSize,
+          "; got ", x.cols);
   std::fill_n(index, split.capacity, -1);
   std::fill_n(mask, x.cols, 0x7fffffffu);
   if (split.capacity == 0) return {};

@@ -77,7 +77,7 @@ void plan_blocks(GemmPlan& plan) {
   plan.tasks = tasks();
   plan.threads =
       static_cast<int>(std::clamp<int64_t>(plan.tasks, 1, static_cast<int64_t>(plan.cpu.threads)));
-  plan.stream = plan.m * plan.n * 4 > l2;
+  plan.stream = plan.m * plan.n > l2 / 4;
 }
 
 }  // namespace
@@ -116,6 +116,8 @@ GemmPlan plan_gemm(int64_t m, int64_t n, int64_t k, int64_t capacity, int outlie
                    const CpuFacts& cpu) {
   require(m >= 0 && n >= 0 && k >= 0, "int8tile::plan: m, n and k must not be negative; got ", m,
           ", ", n, ", ", k);
+  require(std::max({m, n, k}) <= kMaxSize, "int8tile::plan: m, n and k must be at most ", kMaxSize,
+          "; got ", m, ", ", n, ", ", k);
   require(outlier_bits >= kMinOutlierBits && outlier_bits <= kMaxOutlierBits,
           "int8tile::plan: outlier_bits must be ", kMinOutlierBits, "..", kMaxOutlierBits, "; got ",
           outlier_bits);

@@ -18,19 +18,26 @@ namespace {
 template <class Work>
 double rate(int threads, double seconds, const Work& work) {
   using Clock = std::chrono::steady_clock;
-  std::vector<double> gops(static_cast<std::size_t>(threads), 0.0);
-  parallel_for(threads, threads, [&](int64_t task, int) {
+  struct Sum {
+    double gops = 0.0;
+    int runs = 0;
+  };
+  std::vector<Sum> sums(static_cast<std::size_t>(threads));
+  parallel_for(threads, threads, [&](int64_t, int thread) {
     double operations = 0.0, elapsed = 0.0;
     const auto start = Clock::now();
     do {
       operations += static_cast<double>(work());
       elapsed = std::chrono::duration<double>(Clock::now() - start).count();
     } while (elapsed < seconds);
-    gops[static_cast<std::size_t>(task)] = operations / elapsed * 1e-9;
+    Sum& sum = sums[static_cast<std::size_t>(thread)];
+    sum.gops += operations / elapsed * 1e-9;
+    ++sum.runs;  // more than one where fewer threads came than were asked for
   });
-  double sum = 0.0;
-  for (const double g : gops) sum += g;
-  return sum;
+  double total = 0.0;
+  for (const Sum& sum : sums)
+    if (sum.runs > 0) total += sum.gops / sum.runs;
+  return total;
 }
 
 void fill_random(uint8_t* data, int64_t count, std::mt19937& random) {
@@ -65,8 +72,9 @@ double peak_gops(const CpuFacts& cpu, double seconds) {
 }
 
 double tile_gops(const CpuFacts& cpu, int64_t k, double seconds) {
-  require(k > 0 && k % kDepthAlign == 0, "int8tile::tile_gops: k must be a positive multiple of ",
-          kDepthAlign, "; got ", k);
+  require(k > 0 && k % kDepthAlign == 0 && k <= kSliceDepth,
+          "int8tile::tile_gops: k must be a positive multiple of ", kDepthAlign, " up to ",
+          kSliceDepth, "; got ", k);
   const int nr = cpu.kernel->nr;
   return rate(cpu.threads, seconds, [&] {
     thread_local std::vector<int8_t> a;

@@ -47,6 +47,9 @@ struct GemmPlan {
   std::string text(bool with_verdict = true) const;
 };
 
+/// The most rows or columns of a matrix, so that sizes in bytes fit int64 and columns int32.
+inline constexpr int64_t kMaxSize = int64_t{1} << 30;
+
 /// The deepest K whose int8 products always fit int32, a power of two.
 inline constexpr int64_t kSliceDepth = 131072;
 

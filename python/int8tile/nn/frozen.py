@@ -12,12 +12,13 @@ from int8tile.ops import cuda
 from int8tile.ops.autograd import Packed
 
 _FINGERPRINT_SAMPLES = 64  # each is a cache miss
-_Key = tuple[int, int, str, str]
+_Key = tuple[object, ...]
 
 
 @dataclass(frozen=True)
 class _Entry:
-    key: _Key  # address, version and options
+    key: _Key
+    address: int
     bytes: int
     fingerprint: int
     packed: Packed
@@ -34,8 +35,8 @@ class _DeviceEntry:
 class FrozenWeightCache:
     """Packed copies of a weight that does not require grad, for forward and for grad_input.
 
-    A copy is reused only while the weight's address, version and a fingerprint of 64 spread
-    words are unchanged. A write through `.data` moves no version: one that changes the whole
+    A copy is reused only while the weight's address, shape, dtype, version and a fingerprint of 64
+    spread words are unchanged. A write through `.data` moves no version: one that changes the whole
     weight (merging an adapter, say) is seen by the fingerprint; after one that changes a few
     elements call `Int8Linear.invalidate`. On CUDA the device compares fingerprints, of 1,024
     words, and a copy serves one stream.
@@ -55,14 +56,16 @@ class FrozenWeightCache:
     ) -> Packed | None:
         """Panels and scales of `weight`, or None where it is trained or is no plain tensor."""
         # On the path of every call, with cold caches: each test here is felt at 128 tokens.
-        if weight.requires_grad or weight.is_inference():
+        if weight.requires_grad or weight.is_inference() or not weight.is_contiguous():
             return None
         entry = self._entries.get(transpose)
-        if entry is not None:
-            key = (weight.data_ptr(), weight._version, granularity, scale)
-            if key == entry.key and _fingerprint(key[0], entry.bytes) == entry.fingerprint:
-                return entry.packed
-        if type(weight) not in (torch.Tensor, nn.Parameter) or not weight.is_contiguous():
+        if (
+            entry is not None
+            and _key(weight, granularity, scale) == entry.key
+            and _fingerprint(entry.address, entry.bytes) == entry.fingerprint
+        ):
+            return entry.packed
+        if type(weight) not in (torch.Tensor, nn.Parameter):
             return None
         device = device_type(weight)
         if device == "cpu":
@@ -84,10 +87,11 @@ class FrozenWeightCache:
         return entry.absmax
 
     def _pack(self, weight: torch.Tensor, granularity: str, scale: str, transpose: bool) -> Packed:
-        key = (weight.data_ptr(), weight._version, granularity, scale)
+        key, address = _key(weight, granularity, scale), weight.data_ptr()
         size = weight.numel() * weight.element_size()
         packed: Packed = torch.ops.int8tile.pack_weight(weight, granularity, scale, transpose)
-        self._entries[transpose] = _Entry(key, size, _fingerprint(key[0], size), packed)
+        mark = _fingerprint(address, size)
+        self._entries[transpose] = _Entry(key, address, size, mark, packed)
         return packed
 
     def _refresh(
@@ -95,7 +99,7 @@ class FrozenWeightCache:
     ) -> Packed | None:
         if cuda.is_capturing():  # a graph outlives a copy: every replay quantises the weight
             return None
-        key = (weight.data_ptr(), weight._version, granularity, scale)
+        key = _key(weight, granularity, scale)
         stream = cuda.current_stream(weight)
         entry = self._on_device.get(transpose)
         if entry is None or (entry.key, entry.stream) != (key, stream):
@@ -107,6 +111,11 @@ class FrozenWeightCache:
 def device_type(weight: torch.Tensor) -> str:
     """Where the weight is."""
     return weight.device.type
+
+
+def _key(weight: torch.Tensor, granularity: str, scale: str) -> _Key:
+    address, version = weight.data_ptr(), weight._version
+    return address, version, weight.shape, weight.dtype, granularity, scale
 
 
 def _fingerprint(address: int, size: int) -> int:

@@ -157,6 +157,8 @@ def linear_multiply(
             f"got {shape_of(outlier_index)}"
         )
     n, k = weight.shape
+    if k > MAX_GEMM_DEPTH:
+        raise ValueError(f"{who}: weight must have at most {MAX_GEMM_DEPTH} features; got {k}")
     m, capacity = input_scale.shape[0], outlier_index.shape[0]
     for name, tensor, dtype, shape in (
         ("block", block, torch.uint8, (checks.block_bytes(m, k, capacity, block.device),)),
