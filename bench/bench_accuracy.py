@@ -103,7 +103,8 @@ def main(
         bool,
         typer.Option(
             "--show",
-            help="Make no run: show those that are finished; without --data those of any data.",
+            help="Make no run: show those that are finished; without --data those of the data that "
+            "most runs of a task have.",
         ),
     ] = False,
 ) -> None:
@@ -164,8 +165,8 @@ def _narrowed(spec: Spec, tasks: str | None, stress: str | None, arms: str | Non
         spec = replace(spec, stresses=parsed("stress", _factors, stress))
     if arms is not None:
         names = parsed("arms", choices, arms, tuple(spec.arms))
-        kept = {n: arm for n, arm in spec.arms.items() if n in names or n == "fp32"}
-        spec = replace(spec, arms=kept)
+        chosen = {n: arm for n, arm in spec.arms.items() if n in names or n == "fp32"}
+        spec = replace(spec, arms=chosen)
     return spec
 
 
@@ -208,9 +209,8 @@ def _report(
     facts = environment([threads])
     print_head(facts, {})
     if len(found) < len(cells):
-        text = (
-            f"{len(cells) - len(found)} of {len(cells)} runs are missing: the same command goes on"
-        )
+        missing = f"{len(cells) - len(found)} of {len(cells)} runs are missing"
+        text = f"{missing}: the command without --show makes them"
         console().print(f"[yellow]{text}[/]", highlight=False)
     if not found:
         return

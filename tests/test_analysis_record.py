@@ -256,6 +256,15 @@ def test_layers_that_are_not_measured_are_named():
     assert report.skipped == {"wide": "its weight is torch.float64"}
 
 
+def test_a_converted_layer_whose_forward_was_replaced_is_watched():
+    model = layer()
+    int8tile.convert_(model)
+    model.forward = model.forward
+    with analysis.record(model) as recording:
+        model(planted()).sum().backward()
+    assert only(recording).measured_gradients == 1
+
+
 class Router(nn.Linear):
     def forward(self, x):
         y = super().forward(x)

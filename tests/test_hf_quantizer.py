@@ -24,7 +24,7 @@ from transformers.quantizers import AutoQuantizationConfig
 import int8tile
 from helpers import same
 from int8tile import Int8TileConfig
-from int8tile.hf import Int8TileHfConfig
+from int8tile.hf import Int8TileHfConfig, Int8TileHfQuantizer
 from int8tile.nn import Int8Linear
 
 SIZES = {
@@ -177,6 +177,16 @@ def test_placed_and_cast_while_loading(folder):
     )
     assert model(IDS).logits.dtype == torch.bfloat16
     assert configs(model)
+
+
+def test_layers_that_another_process_has_are_left_out(folder):
+    """As where a pipeline leaves only the layers of its stage on the model."""
+    quantizer = Int8TileHfQuantizer(Int8TileHfConfig())
+    model = load(folder)
+    quantizer.preprocess_model(model)
+    model.bert.encoder.layer[1] = torch.nn.Identity()
+    quantizer.postprocess_model(model)
+    assert quantizer._report.converted == list(configs(model))
 
 
 def test_spread_over_devices_it_stays_int8(folder, tmp_path):

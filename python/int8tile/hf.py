@@ -85,11 +85,11 @@ class Int8TileHfConfig(QuantizationConfigMixin):
 class Int8TileHfQuantizer(HfQuantizer):
     """Converts the model that `from_pretrained` loads, whose parameters stay float.
 
-    Raises, from `from_pretrained`:
-        ValueError: the model has no layer that could be converted.
-
     Nothing of it stays on the model: to transformers it is a float model, which can be trained,
     cast, compiled, merged and saved like any other, and its checkpoints load without int8tile.
+
+    Raises, from `from_pretrained`:
+        ValueError: the model has no layer that could be converted.
     """
 
     quantization_config: Int8TileHfConfig
@@ -122,6 +122,8 @@ class Int8TileHfQuantizer(HfQuantizer):
     def postprocess_model(self, model: nn.Module, **kwargs: object) -> nn.Module:
         """Take the marks of a quantised model off a loaded one."""
         self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
-        self._report.notes = notes_on(model, self._report.converted)  # where its layers are now
-        logger.info(str(self._report))
+        report, names = self._report, dict(model.named_modules())
+        report.converted = [name for name in report.converted if name in names]  # of this stage
+        report.notes = notes_on(model, report.converted)
+        logger.info(str(report))
         return model

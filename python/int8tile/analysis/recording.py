@@ -15,7 +15,7 @@ from int8tile.analysis.layer import LayerStatistics
 from int8tile.analysis.options import BITS, THRESHOLDS, Options
 from int8tile.analysis.results import Report, summarize
 from int8tile.config import Int8TileConfig
-from int8tile.nn.linear import not_convertible
+from int8tile.nn.linear import Int8Linear, not_convertible
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
@@ -23,7 +23,13 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _why_not(module: nn.Linear) -> str | None:
-    return not_convertible(module) or ("it has no features" * (module.weight.numel() == 0) or None)
+    # Hooks see a converted layer that was sharded or spread over devices since, too.
+    reason = None if isinstance(module, Int8Linear) else not_convertible(module)
+    if reason is not None:
+        return reason
+    if module.weight.is_meta:
+        return "its weight is offloaded"
+    return "it has no features" if module.weight.numel() == 0 else None
 
 
 @contextmanager
@@ -46,7 +52,7 @@ class Recording:
         self.skipped: dict[str, str] = {}
         self._modules: dict[str, nn.Linear] = {}
         self._backward_calls: dict[str, int] = {}
-        self._with_gradient: set[str] = set()  # layers whose calls outside of backward have one
+        self._with_gradient: set[str] = set()  # layers whose last call outside of backward had one
         self._open = True
         self._every = options.every
         for name, module in model.named_modules():
@@ -86,8 +92,8 @@ class Recording:
             if not recomputed:
                 with _aside(x.device):
                     self.layers[name].see(_rows(x), module.weight.detach())
-                if output.requires_grad:
-                    self._with_gradient.add(name)
+                remember = self._with_gradient
+                (remember.add if output.requires_grad else remember.discard)(name)
             # The gradient is that of the first output, or of the recomputed one if the first had
             # none (reentrant checkpoints).
             if output.requires_grad and not (recomputed and name in self._with_gradient):

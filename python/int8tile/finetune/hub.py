@@ -31,9 +31,9 @@ def load_dataset(name: str, *config: str, files: str) -> datasets.DatasetDict:
         with quiet():
             return datasets.load_dataset(name, *config)
     except Exception as error:  # the hub client raises a dozen unrelated types when offline
-        why = str(error).strip().partition("\n")[0]
+        why = ": ".join(filter(None, [type(error).__name__, *str(error).splitlines()[:1]]))
         what = " ".join([name, *(f"({each})" for each in config)])
         raise UsageError(
             f"int8tile finetune: cannot load {what} from the Hugging Face hub; "
-            f"give the folder of its {files} files with --data DIR ({type(error).__name__}: {why})"
+            f"give the folder of its {files} files with --data DIR ({why})"
         ) from error

@@ -148,8 +148,9 @@ def resume_command(argv: Sequence[str]) -> str:
     count, here = processes.count, processes.local_count
     command = [] if Path(argv[0]).name == "int8tile" else ["python", "-m"]
     if count > 1:
-        nodes = [] if here == count else ["--nnodes", str(count // here)]
-        command = ["torchrun", *nodes, "--nproc-per-node", str(here), "-m"]
+        if here != count:
+            return "the same launch, with --resume"  # it has addresses that are not known here
+        command = ["torchrun", "--nproc-per-node", str(count), "-m"]
     return shlex.join([*command, "int8tile", *(a for a in argv[1:] if a != "--resume"), "--resume"])
 
 

@@ -29,7 +29,7 @@ def not_convertible(module: nn.Linear) -> str | None:
     if type(module) not in (nn.Linear, Int8Linear):
         return f"{type(module).__name__} is a subclass of nn.Linear"
     if "forward" in vars(module):
-        return "its forward was replaced, as by accelerate's dispatch_model: convert before that"
+        return "its forward was replaced, as by accelerate for a device_map: convert before that"
     if module.weight.dtype not in DTYPE_CODES:
         return f"its weight is {module.weight.dtype}"
     return None
@@ -114,8 +114,8 @@ class Int8Linear(nn.Linear):
             )
         if "forward" in vars(self):
             raise TypeError(
-                f"{who}: module must have its own forward; it was replaced, as by accelerate's "
-                "dispatch_model (accelerate.hooks.remove_hook_from_submodules undoes that)"
+                f"{who}: module must have its own forward; it was replaced: revert before that, or "
+                "undo it (accelerate.hooks.remove_hook_from_submodules undoes a device_map)"
             )
 
     def share_input(self, group: SharedInput | None) -> None:
